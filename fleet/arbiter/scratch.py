@@ -1,0 +1,52 @@
+"""Working memory of one settlement: rows of a few plain arrays, reused for every environment of a batch."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..topology import Fleet
+
+# rows of Scratch.node, int64 per node
+LO, HI, CAP_MAX, CHARGE, ALLOWED, CAP, BOUND, KIND, FRESH, WISH, FLOOR, TARGET, STAGE_BEFORE, SPARE = range(14)
+# rows of Scratch.weight, float64 per node
+BID_WEIGHT, EQUAL_WEIGHT = range(2)
+# rows of Scratch.domain, int64 per domain
+AVAILABLE, RESERVE, FALLBACK_AVAILABLE, EMERGENCY = range(4)
+# rows of Scratch.pool, float64 per pool
+FACTOR, NODES_BID, CLOCK_BID, COMMANDED, SERVING, UTIL_SUM, UTIL_COUNT, BAD, USABLE_PARKED, SIZE, CURSOR = range(11)
+
+NEAR_W = 16
+"""Left-over watts that are handed out watt by watt rather than by finding a better level."""
+
+# What a node counts as in a settlement.
+FREE, SILENT, HELD, PARKING, MOVING, DOWN, DRAINED = range(7)
+
+
+class Scratch(NamedTuple):
+    """Arrays that a settlement writes before it reads them; their content means nothing between calls."""
+
+    node: np.ndarray  # (14, N) int64
+    weight: np.ndarray  # (2, N) float64
+    domain: np.ndarray  # (4, D) int64
+    level: np.ndarray  # (D,) float64
+    pool: np.ndarray  # (11, P) float64
+    top: np.ndarray  # (N + 1,) int64: the largest jumps of a domain
+    count: np.ndarray  # (2, N) int64: per failure domain
+    first: np.ndarray  # (NEAR_W,) float64
+    who: np.ndarray  # (NEAR_W,) int64
+
+
+def make_scratch(fleet: Fleet) -> Scratch:
+    """Working memory for any batch of one fleet; not to be shared between threads."""
+    nodes, domains = len(fleet.nodes), len(fleet.domains)
+    return Scratch(
+        np.empty((14, nodes), np.int64),
+        np.empty((2, nodes), np.float64),
+        np.empty((4, domains), np.int64),
+        np.empty(domains, np.float64),
+        np.empty((11, fleet.pools), np.float64),
+        np.empty(nodes + 1, np.int64),
+        np.empty((2, nodes), np.int64),
+        np.empty(NEAR_W, np.float64),
+        np.empty(NEAR_W, np.int64),
+    )

@@ -1,0 +1,240 @@
+"""Exact weighted water-filling of one power domain, in whole watts.
+
+Every node has a weight and an integer range [lo, hi]. A level L gives it clip(floor(L * weight), lo, hi); a
+domain that does not fit is lowered to the highest level that does. The last watts are handed out one by one in
+the order in which rising water would reach them: smallest (cap + 1) / weight first, ties by node id. That is
+the divisor method of apportionment: a higher weight never lowers one's own cap, and the result does not depend
+on the order of the nodes but for ties. Domains are settled children first; a settled domain's caps are the upper
+bounds of its parent's filling, which makes the whole the greedy optimum over the tree.
+
+The level is a real number that only *chooses* caps; every watt that is summed or compared is an int64.
+
+A domain's charge includes its reserve: the `reserve` largest distances from a cap to the node's maximum, so that
+this many nodes may jump to their maximum at once. The charge never falls when a cap rises.
+"""
+
+import numpy as np
+
+from .compiled import kernel
+from .scratch import CAP, NEAR_W
+
+NEWTON_STEPS = 10
+
+
+@kernel(inline=True)
+def push_top(top, reserve, jump_w):
+    """Keep the `reserve` largest values, in falling order."""
+    if jump_w > top[reserve - 1]:
+        j = reserve - 1
+        while j > 0 and top[j - 1] < jump_w:
+            top[j] = top[j - 1]
+            j -= 1
+        top[j] = jump_w
+
+
+@kernel
+def charge_of(cap, cap_max, reserve, top):
+    """Watts that nodes are charged at their caps, reserve included."""
+    total = 0
+    if reserve <= 0:
+        for i in range(len(cap)):
+            total += cap[i]
+        return total
+    for j in range(reserve):
+        top[j] = 0
+    for i in range(len(cap)):
+        total += cap[i]
+        push_top(top, reserve, cap_max[i] - cap[i])
+    for j in range(reserve):
+        total += top[j]
+    return total
+
+
+@kernel
+def charge_at(level, weight, lo, hi, cap_max, reserve, top):
+    """The same at a level, and the charge's slope there: the summed weight of nodes that move with the level."""
+    total, moving = 0, 0
+    for i in range(len(lo)):
+        c = min(hi[i], max(lo[i], np.int64(level * weight[i])))
+        total += c
+        # caps stand for weights here: integer sums vectorise, ordered sums of floats do not
+        moving += c if lo[i] < c < hi[i] else 0
+    if reserve > 0:
+        for j in range(reserve):
+            top[j] = 0
+        for i in range(len(lo)):
+            push_top(top, reserve, cap_max[i] - min(hi[i], max(lo[i], np.int64(level * weight[i]))))
+        for j in range(reserve):
+            total += top[j]
+    return total, moving / level
+
+
+@kernel
+def caps_at(level, weight, lo, hi, cap):
+    """Write the caps of a level into `cap`."""
+    for i in range(len(cap)):
+        cap[i] = min(hi[i], max(lo[i], np.int64(level * weight[i])))
+
+
+@kernel
+def hand_out_few(left_w, weight, hi, cap, first, who):
+    """Give at most NEAR_W watts one by one, smallest (cap + 1) / weight first, ties by id.
+
+    Only the `left_w` nodes with the smallest thresholds can get any: one pass finds them, then the watts go to
+    the head of that list, which moves back to its next threshold.
+
+    Returns:
+        Watts that nobody could take.
+    """
+    count = 0
+    for i in range(len(cap)):
+        if cap[i] >= hi[i]:
+            continue
+        threshold = (cap[i] + 1) / weight[i]
+        if count == left_w and threshold >= first[count - 1]:
+            continue
+        j = count if count < left_w else left_w - 1
+        while j > 0 and first[j - 1] > threshold:
+            first[j], who[j] = first[j - 1], who[j - 1]
+            j -= 1
+        first[j], who[j] = threshold, i
+        count = min(count + 1, left_w)
+    while left_w > 0 and count > 0:
+        i = who[0]
+        cap[i] += 1
+        left_w -= 1
+        threshold = (cap[i] + 1) / weight[i] if cap[i] < hi[i] else np.inf
+        j = 0
+        while j + 1 < count and (first[j + 1] < threshold or (first[j + 1] == threshold and who[j + 1] < i)):
+            first[j], who[j] = first[j + 1], who[j + 1]
+            j += 1
+        first[j], who[j] = threshold, i
+        if threshold == np.inf:
+            count -= 1
+    return left_w
+
+
+@kernel
+def hand_out_ties(left_w, weight, hi, cap):
+    """The same for many watts and few distinct thresholds: at most NEAR_W thresholds, one after the other.
+
+    Returns:
+        What is left.
+    """
+    for _ in range(NEAR_W):
+        if left_w <= 0:
+            break
+        first = np.inf
+        for i in range(len(cap)):
+            if cap[i] < hi[i]:
+                first = min(first, (cap[i] + 1) / weight[i])
+        if first == np.inf:
+            break
+        for i in range(len(cap)):
+            if left_w > 0 and cap[i] < hi[i] and (cap[i] + 1) / weight[i] == first:
+                cap[i] += 1
+                left_w -= 1
+    return left_w
+
+
+@kernel
+def hand_out(available_w, weight, hi, cap_max, cap, reserve, top, first, who):
+    """Hand out what the charge of `cap` leaves; with a reserve a watt given may cost nothing, so look again.
+
+    Returns:
+        What is left.
+    """
+    left_w = available_w - charge_of(cap, cap_max, reserve, top)
+    for _ in range(4):
+        if left_w <= 0:
+            break
+        if left_w > NEAR_W:
+            left_w = hand_out_ties(left_w, weight, hi, cap)
+        else:
+            left_w = hand_out_few(left_w, weight, hi, cap, first, who)
+        if reserve <= 0 or left_w > 0:
+            break
+        left_w = available_w - charge_of(cap, cap_max, reserve, top)
+    return left_w
+
+
+@kernel
+def solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, first, who):
+    """Write the largest caps that fit into `cap`; the charge at `lo` must fit and that at `hi` must not.
+
+    Safeguarded Newton on the piecewise linear charge: it lands within some watts in a few passes, unless many
+    nodes share one weight and the charge jumps by one watt of each; then handing out by thresholds finishes it.
+    Mixed cases are bisected down to neighbouring floats. The result does not depend on the guess.
+
+    Returns:
+        The level.
+    """
+    low, high = 0.0, np.inf
+    x = guess
+    for _ in range(NEWTON_STEPS):
+        at_x, active = charge_at(x, weight, lo, hi, cap_max, reserve, top)
+        if at_x <= available_w:
+            low = x
+            if available_w - at_x <= NEAR_W:
+                break
+        else:
+            high = x
+        x = x + (available_w - at_x) / active if active > 0.0 else -1.0
+        if not low < x < high:
+            x = 2.0 * low + 1.0 if high == np.inf else 0.5 * (low + high)
+    caps_at(low, weight, lo, hi, cap)
+    if hand_out(available_w, weight, hi, cap_max, cap, reserve, top, first, who) <= 0:
+        return low
+    for _ in range(2000):  # doubling from nothing, then halving down to neighbouring floats
+        x = 2.0 * low + 1.0 if high == np.inf else 0.5 * (low + high)
+        if not low < x < high:
+            break
+        at_x, active = charge_at(x, weight, lo, hi, cap_max, reserve, top)
+        if at_x <= available_w:
+            low = x
+        else:
+            high = x
+    caps_at(low, weight, lo, hi, cap)
+    hand_out(available_w, weight, hi, cap_max, cap, reserve, top, first, who)
+    return low
+
+
+@kernel
+def fill_domain(d, available_w, guess, weight, lo, hi, cap_max, bound, reserve, scratch):
+    """Lower `hi` of one domain's nodes in place so that their charge fits `available_w`.
+
+    Args:
+        d: Index of the domain, written to `bound` for every node that it lowers.
+        available_w: Watts for the nodes' caps and the reserve.
+        guess: A level near the answer, e.g. the last one; 0 for none.
+        weight: Weights of the domain's nodes, shape (n,), positive.
+        lo: Smallest caps, shape (n,), watts.
+        hi: Largest caps, shape (n,), watts; the result.
+        cap_max: What a node may draw when it stops obeying, shape (n,), watts.
+        bound: Index of the domain that bound each node last, shape (n,).
+        reserve: Nodes that may jump to `cap_max` at once.
+        scratch: Working rows.
+
+    Returns:
+        The level; infinity when the domain does not bind, -1 when even `lo` does not fit (nothing changed).
+    """
+    top = scratch.top
+    if charge_of(hi, cap_max, reserve, top) <= available_w:
+        return np.inf
+    if charge_of(lo, cap_max, reserve, top) > available_w:
+        return -1.0
+    cap = scratch.node[CAP, : len(hi)]
+    if not 0.0 < guess < np.inf:
+        total_weight, fixed_w = 0.0, 0
+        for i in range(len(hi)):
+            if lo[i] < hi[i]:
+                total_weight += weight[i]
+            else:
+                fixed_w += hi[i]
+        guess = max(available_w - fixed_w, 1) / max(total_weight, 1.0)
+    level = solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, scratch.first, scratch.who)
+    for i in range(len(hi)):
+        if cap[i] < hi[i]:
+            hi[i] = cap[i]
+            bound[i] = d
+    return level
