@@ -1,0 +1,147 @@
+"""Equations of MODEL.md sections 2-4 and 7-8 as scalar functions that the plant's kernels compile.
+
+Watts and rates are per GPU unless a name says node. `v_min`, `phi_knee`, `kappa`, `phi_mem` are the uncertain
+parameters that scenarios draw.
+"""
+
+import math
+
+import numpy as np
+
+from .compiled import kernel
+
+PHI_MIN = 0.18
+"""Lowest clock fraction (MODEL.md section 2)."""
+
+
+@kernel(inline=True)
+def voltage(phi, v_min, phi_knee):
+    """Voltage fraction at clock fraction `phi` (MODEL.md section 2)."""
+    return max(v_min, 1.0 - (1.0 - v_min) * (1.0 - phi) / (1.0 - phi_knee))
+
+
+@kernel(inline=True)
+def relative_rate(phi, cb, phi_mem):
+    """Rate relative to full clock for a compute-bound share `cb` (MODEL.md section 3)."""
+    return 1.0 / (cb / phi + (1.0 - cb) * max(1.0, phi_mem / phi))
+
+
+@kernel(inline=True)
+def compute_share(batch):
+    """Compute-bound share of decode by batch: 0.02 at 8, 0.20 at 64, 0.45 at 256 (MODEL.md section 3).
+
+    b / (b + 300) passes within 0.03 of the three points and has no corners.
+    """
+    return batch / (batch + 300.0)
+
+
+@kernel(inline=True)
+def busy_power_w(phi, cb, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem):
+    """Draw of one busy GPU at clock fraction `phi` (MODEL.md section 4)."""
+    v = voltage(phi, v_min, phi_knee)
+    vv = v * v
+    rel = relative_rate(phi, cb, phi_mem)
+    return (
+        prof.p0_w
+        + (prof.pli_w - prof.p0_w + prof.aw_w * prof.hbm_frac) * phi * vv
+        + scale * prof.am_w * math.sqrt(min(u_m * rel, 1.0)) * (kappa + (1.0 - kappa) * vv)
+        + scale * prof.ac_w * u_c * rel * vv
+    )
+
+
+@kernel(inline=True)
+def clock_under_cap(phi, cap_w, ceiling, cb, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem, steps):
+    """Clock fraction that the firmware settles at under `cap_w`, and the uncapped draw.
+
+    Newton steps from the clock fraction `phi` of a moment ago on P ~ P0 + c phi^2.2; two steps are within 0.5 %
+    of the root, and the caller bounds the draw by the cap whatever the residue.
+
+    Returns:
+        (clock fraction, draw at it, draw with neither cap nor ceiling), the draws in watts.
+    """
+    free_w = busy_power_w(1.0, cb, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
+    if free_w <= cap_w and ceiling >= 1.0:
+        return 1.0, free_w, free_w
+    phi = min(max(phi, PHI_MIN), ceiling)
+    draw_w = busy_power_w(phi, cb, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
+    for _ in range(steps):
+        slope = 2.2 * max(draw_w - prof.p0_w, 20.0) / phi
+        phi = min(max(phi + (cap_w - draw_w) / slope, PHI_MIN), ceiling)
+        draw_w = busy_power_w(phi, cb, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
+    return phi, draw_w, free_w
+
+
+@kernel(inline=True)
+def decode_coefficients(prof, context):
+    """Decode step time T(b) = a + slope * b per replica at full clock, seconds (MODEL.md section 3)."""
+    a = prof.t0_s + prof.c1 * prof.weight_bytes / (prof.tp * prof.bw)
+    slope = prof.c2 * context * prof.kv_bytes_token / (prof.tp * prof.bw)
+    slope += prof.c3 * 2.0 * prof.active_params / (prof.tp * prof.flops)
+    return a, slope
+
+
+@kernel(inline=True)
+def decode_use(prof, batch, context, step_s):
+    """Share of HBM bandwidth and of compute that a decode step of `step_s` at full clock uses."""
+    u_m = (prof.weight_bytes + batch * context * prof.kv_bytes_token) / (prof.tp * prof.bw * step_s)
+    u_c = 2.0 * prof.active_params * batch / (prof.tp * prof.flops * step_s)
+    return min(u_m, 1.0), u_c
+
+
+@kernel(inline=True)
+def kv_batch(prof, context):
+    """Requests whose KV fits one replica: 90 % of HBM less the weights (MODEL.md section 7)."""
+    return max((0.9 * prof.tp * prof.hbm - prof.weight_bytes) / (context * prof.kv_bytes_token), 0.0)
+
+
+@kernel(inline=True)
+def queue_wait(load, servers, service_s, ca2, cs2):
+    """Allen-Cunneen wait of a G/G/k queue with Sakasegawa's exponent.
+
+    Args:
+        load: Utilisation, below 1 for a stationary queue; clipped at 0.98, beyond which the fluid backlog rules.
+        servers: k.
+        service_s: Mean service time.
+        ca2: Squared coefficient of variation of inter-arrival times.
+        cs2: The same of service times.
+
+    Returns:
+        (probability of waiting, mean wait of those who wait in seconds).
+    """
+    rho = min(max(load, 0.0), 0.98)
+    k = max(servers, 1.0)
+    wait_frac = rho ** (math.sqrt(2.0 * (k + 1.0)) - 1.0)
+    return wait_frac, 0.5 * (ca2 + cs2) * service_s / (k * (1.0 - rho))
+
+
+@kernel(inline=True)
+def breaker_heat(heat, ratio, dt_s, constant_s):
+    """Thermal state of a breaker: trips at 1 (MODEL.md section 8).
+
+    x = 1.1 of the rating trips after 17 minutes, 1.4 after a minute with `constant_s` 9.3.
+    """
+    if ratio > 1.0:
+        return heat + dt_s * (ratio - 1.0) ** 2.04 / constant_s
+    return heat * math.exp(-dt_s / 600.0)
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_A = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_B = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+
+
+@kernel(inline=True)
+def hash_uniform(seed, tick, index, stream):
+    """A uniform number in [0, 1) from a counter: splitmix64's finaliser (Steele et al., OOPSLA 2014), twice.
+
+    Counter-based, so that an environment's draws do not depend on who else is in the batch. Arguments are
+    non-negative integers; arithmetic wraps in 64 bits.
+    """
+    z = np.uint64(seed) * _GOLDEN + np.uint64(tick) * _MIX_A + np.uint64(index) * _MIX_B + np.uint64(stream)
+    for _ in range(2):
+        z = z + _GOLDEN
+        z = (z ^ (z >> _S30)) * _MIX_A
+        z = (z ^ (z >> _S27)) * _MIX_B
+        z = z ^ (z >> _S31)
+    return float(z >> _S11) * (1.0 / 9007199254740992.0)

@@ -1,0 +1,352 @@
+"""The plant: a power-limited fleet that serves requests, B environments at a time.
+
+One struct of arrays owns the truth, one compiled function advances it, and the arbiter's own kernel runs inside the
+loop every tick: what trains here is what runs live.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from ..fleet.arbiter.settle import make_scratch, settle_kernel
+from ..fleet.arbiter.state import ArbiterState, initial_state
+from ..fleet.bids import Bids
+from ..fleet.plan import Plan
+from ..fleet.snapshot import Snapshot
+from ..fleet.tables import DECODE, NEVER_S, PARKED, PREFILL
+from ..fleet.topology import Fleet
+from .compiled import kernel
+from .delivery import deliver_step
+from .hardware import profile_table
+from .kpis import episode_kpis
+from .limits import budget_series, event_times
+from .load import Load
+from .node_dynamics import fault_tick, node_step, receive_plan
+from .plant_tables import (
+    HISTOGRAM_BINS,
+    PLANT_DOMAIN,
+    PLANT_NODE,
+    PLANT_PARAMS,
+    PLANT_SERVICE,
+    TOTALS,
+)
+from .scenario import Scenario
+from .serving_dynamics import serve_step
+from .telemetry import tell
+
+PARAMETER_STREAM, FAULT_STREAM, EVENT_STREAM = 11, 12, 13
+"""Seed streams: parameters, faults and event times are drawn apart from each other and from the load."""
+
+FAULTS_PER_GPU_HOUR = 6.97e-6 + 3.39e-6 + 8.9e-7 + 8.0e-7 + 1.65e-6 + 9.9e-7
+"""GPU hardware, HBM, SRAM, GSP, network and host faults that end a job (MODEL.md section 9)."""
+
+LEMON_FRAC, LEMON_FACTOR = 0.012, 20.0
+"""Share of nodes that fail twenty times as often (MODEL.md section 9)."""
+
+BREAKER_CONSTANT_S = {"rack": 9.3, "main": 1.25}
+"""Trip-curve constants by breaker kind (MODEL.md section 8)."""
+
+CONTINUOUS_FRAC = 0.8
+"""A breaker carries 80 % of its rating continuously (MODEL.md section 8)."""
+
+
+@kernel
+def plant_tick(
+    substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s, arrivals,
+    prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl, plan_node,
+    node_told, domain_told, service_told,
+):  # fmt: skip
+    """Advance every environment by one tick under the plans of now, and write what is told."""
+    tick_s = fleet_static[0].tick_s
+    dt_s = tick_s / substeps
+    for b in range(node.shape[0]):
+        k = tick[b]
+        measured = time_s[b] >= params[b].warmup_s
+        receive_plan(b, k, node_static, params, node, plan_node)
+        fault_tick(b, k, tick_s, measured, node_static, params, node, service, totals)
+        for _ in range(substeps):
+            for s in range(service.shape[1]):
+                serve_step(
+                    b, s, dt_s, arrivals[b, k, s] / substeps, prompt_tok[b, k, s], output_tok[b, k, s], ca2[b, s],
+                    cs2[b, s], measured, node_static, service_static, profiles, params, node, service, totals, ttft,
+                    itl,
+                )  # fmt: skip
+            node_step(b, dt_s, measured, node_static, profiles, params, node, service, totals)
+            deliver_step(
+                b,
+                dt_s,
+                measured,
+                limits[b, k],
+                node_static,
+                domain_static,
+                params,
+                node,
+                domain,
+                service,
+                totals,
+            )
+        tick[b] = k + 1
+        time_s[b] += tick_s
+        tell(
+            b, k, tick_s, told[b, k + 1], params, node, domain, service, node_told, domain_told, service_told,
+            fleet_static[0].lease_ttl_s,
+        )  # fmt: skip
+
+
+@kernel
+def control_step(
+    ticks, substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s,
+    arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl, plan_node,
+    plan_fleet, node_told, domain_told, service_told, st_node, st_domain, st_pool, st_service, st_fleet, bid_pool,
+    bid_node, bid_fleet, scratch,
+):  # fmt: skip
+    """`ticks` times: settle on the bids, then advance the physics."""
+    for _ in range(ticks):
+        settle_kernel(
+            node_static, domain_static, service_static, fleet_static, time_s, node_told, domain_told, service_told,
+            st_node, st_domain, st_pool, st_service, st_fleet, bid_pool, bid_node, bid_fleet, plan_node, plan_fleet,
+            scratch,
+        )  # fmt: skip
+        for b in range(plan_fleet.shape[0]):
+            if time_s[b] >= params[b].warmup_s:
+                totals[b].interventions += plan_fleet[b].interventions
+                totals[b].correction += plan_fleet[b].correction
+        plant_tick(
+            substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s,
+            arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
+            plan_node, node_told, domain_told, service_told,
+        )  # fmt: skip
+
+
+@dataclass
+class Plant:
+    """B environments of one scenario on one fleet.
+
+    Attributes:
+        scenario: What happens.
+        fleet: Where.
+        batch: B.
+        substeps: Physics steps per tick; 2 resolves the 0.05-0.5 s of a cap write (MODEL.md section 8).
+    """
+
+    scenario: Scenario
+    fleet: Fleet
+    batch: int = 1
+    substeps: int = 2
+    tick: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        batch, fleet = self.batch, self.fleet
+        n, d, s = len(fleet.nodes), len(fleet.domains), len(fleet.services)
+        self.ticks = round(self.scenario.seconds / fleet.timing.tick_s)
+        self.profiles = profile_table(fleet)
+        self.params = np.zeros(batch, PLANT_PARAMS)
+        self.tick = np.zeros(batch, np.int64)
+        self.time_s = np.zeros(batch)
+        self.arrivals = np.zeros((batch, self.ticks, s))
+        self.prompt_tok = np.ones((batch, self.ticks, s))
+        self.output_tok = np.ones((batch, self.ticks, s))
+        self.ca2 = np.ones((batch, s))
+        self.cs2 = np.ones((batch, s))
+        self.limits = np.zeros((batch, self.ticks + 1, d, 2), np.int64)
+        self.told = np.zeros((batch, self.ticks + 1, d, 3))
+        self.node = np.zeros((batch, n), PLANT_NODE)
+        self.domain = np.zeros((batch, d), PLANT_DOMAIN)
+        self.service = np.zeros((batch, s), PLANT_SERVICE)
+        self.totals = np.zeros(batch, TOTALS)
+        self.ttft = np.zeros((batch, s, HISTOGRAM_BINS))
+        self.itl = np.zeros((batch, s, HISTOGRAM_BINS))
+        self.snapshot = Snapshot.unknown(fleet, batch)
+        self.snapshot = Snapshot(self.time_s, self.snapshot.node, self.snapshot.domain, self.snapshot.service)
+        self.state: ArbiterState = initial_state(fleet, batch, assume_acked=True)
+        self.plan = Plan.empty(batch, n)
+        self._scratch = make_scratch(fleet)
+
+    @cached_property
+    def control_ticks(self) -> int:
+        """Ticks between two decisions of a policy."""
+        return round(self.fleet.timing.control_s / self.fleet.timing.tick_s)
+
+    def reset(
+        self,
+        seeds: np.ndarray,
+        load: Load,
+        envs: np.ndarray | None = None,
+        fault_seeds: np.ndarray | None = None,
+    ) -> Snapshot:
+        """Start episodes afresh.
+
+        Args:
+            seeds: One seed per environment reset, shape (K,): parameters and event times derive from it.
+            load: What arrives, batch K.
+            envs: Indices of the environments reset; all by default.
+            fault_seeds: Seeds of the faults; `seeds` by default.
+
+        Returns:
+            The snapshot that the first decision sees (a view that later steps overwrite).
+        """
+        fleet = self.fleet
+        index = np.arange(self.batch) if envs is None else np.asarray(envs)
+        fresh = initial_state(fleet, 1, assume_acked=True)
+        for name in ("node", "domain", "pool", "service", "fleet"):
+            getattr(self.state, name)[index] = getattr(fresh, name)[0]
+        self.tick[index] = 0
+        self.time_s[index] = 0.0
+        self.totals[index] = 0
+        self.ttft[index] = 0.0
+        self.itl[index] = 0.0
+        self.plan.node[index] = 0
+        self.plan.fleet[index] = 0
+        ticks = min(self.ticks, load.arrivals.shape[1])
+        self.arrivals[index, :ticks] = load.arrivals[:, :ticks]
+        self.arrivals[index, ticks:] = 0.0
+        self.prompt_tok[index, :ticks] = load.prompt_tokens[:, :ticks]
+        self.output_tok[index, :ticks] = load.output_tokens[:, :ticks]
+        self.ca2[index] = load.ca2
+        self.cs2[index] = load.cs2
+        faults = seeds if fault_seeds is None else fault_seeds
+        for b, seed, fault_seed in zip(index, np.asarray(seeds), np.asarray(faults), strict=True):
+            self._reset_one(int(b), int(seed), int(fault_seed), fresh)
+        return self.snapshot
+
+    def _reset_one(self, b: int, seed: int, fault_seed: int, fresh: ArbiterState) -> None:
+        fleet, scenario = self.fleet, self.scenario
+        rng = np.random.default_rng([seed, PARAMETER_STREAM])
+        fault_rng = np.random.default_rng([fault_seed, FAULT_STREAM])
+        event_rng = np.random.default_rng([seed, EVENT_STREAM])
+        p = self.params[b]
+        for name, (low, high) in sorted(scenario.plant.items()):
+            p[name] = rng.uniform(low, high)
+        p["fault_scale"] = scenario.fault_scale
+        p["early_rejection"] = scenario.early_rejection
+        p["slo_aware_admission"] = scenario.slo_aware_admission
+        p["parameter_seed"] = int(rng.integers(2**62))
+        p["fault_seed"] = int(fault_rng.integers(2**62))
+        p["nominal_w"] = fleet.domain_static["peak_w"][0]
+        p["warmup_s"] = scenario.warmup_s
+
+        node, static = self.node[b], fleet.node_static
+        node[:] = 0
+        node["cap_w"] = fresh.node["cap_cmd_w"][0]
+        node["pending_s"] = -1.0
+        node["ack_seq"] = fresh.node["seq"][0]
+        node["ceiling"] = 1.0
+        node["stage"] = static["stage"]
+        node["phi"] = 1.0
+        node["temp_c"] = p["inlet_c"] + 20.0
+        lemons = fault_rng.random(len(node)) < LEMON_FRAC
+        node["fault_rate"] = FAULTS_PER_GPU_HOUR / 3600.0 * static["gpus"] * np.where(lemons, LEMON_FACTOR, 1.0)
+        node["fault_margin"] = fault_rng.exponential(size=len(node))
+
+        self.domain[b] = 0
+        for i, d in enumerate(fleet.domains):
+            rating_w = d.breaker_w if d.breaker_w is not None else d.peak_w / CONTINUOUS_FRAC
+            self.domain[b, i]["rating_w"] = rating_w
+            self.domain[b, i]["constant_s"] = BREAKER_CONSTANT_S[d.breaker_kind]
+        self.limits[b], self.told[b] = budget_series(
+            fleet, scenario.events, event_times(scenario.events, event_rng), self.ticks
+        )
+
+        service = self.service[b]
+        service[:] = 0
+        service["context"] = self.prompt_tok[b, 0] + 0.5 * self.output_tok[b, 0]
+        service["itl_request_s"] = 0.5 * fleet.service_static["itl_s"]
+
+        told = self.snapshot.node[b]
+        told["power_w"] = 0.0
+        told["demand_w"] = static["cap_max_w"]
+        told["util_frac"] = 0.5
+        told["clock_frac"] = 1.0
+        told["temp_c"] = node["temp_c"]
+        told["age_s"] = 0.0
+        told["cap_w"] = node["cap_w"]
+        told["ack_seq"] = node["ack_seq"]
+        told["stage"] = node["stage"]
+        told["moving_s"] = 0.0
+        told["is_up"] = 1
+        told["is_silent"] = 0
+        told["xid"] = 0
+        limits = self.snapshot.domain[b]
+        limits["meter_w"] = np.nan
+        limits["meter_age_s"] = NEVER_S
+        limits["limit_w"], limits["next_limit_w"] = self.told[b, 0, :, 0], self.told[b, 0, :, 1]
+        limits["next_in_s"] = self.told[b, 0, :, 2]
+        heard = self.snapshot.service[b]
+        heard["arrival_rps"] = self.arrivals[b, : self.control_ticks].mean(0) / fleet.timing.tick_s
+        heard["prompt_tokens"], heard["output_tokens"] = self.prompt_tok[b, 0], self.output_tok[b, 0]
+        for name in ("backlog_s", "active", "kv_frac", "reject_frac", "age_s"):
+            heard[name] = 0.0
+        heard["ttft_s"] = 0.2 * fleet.service_static["ttft_s"]
+        heard["itl_s"] = 0.5 * fleet.service_static["itl_s"]
+        heard["ttft_ok_frac"] = heard["itl_ok_frac"] = 1.0
+
+    def step(self, bids: Bids, ticks: int | None = None) -> Snapshot:
+        """Settle and advance `ticks` times (one control interval by default) under the same bids.
+
+        The episode must have that many ticks left.
+        """
+        f, st, sn = self.fleet, self.state, self.snapshot
+        control_step(
+            self.control_ticks if ticks is None else ticks, self.substeps, f.node_static, f.domain_static,
+            f.service_static, f.static, self.profiles, self.params, self.tick, self.time_s, self.arrivals,
+            self.prompt_tok, self.output_tok, self.ca2, self.cs2, self.limits, self.told, self.node, self.domain,
+            self.service,
+            self.totals, self.ttft, self.itl, self.plan.node, self.plan.fleet, sn.node, sn.domain, sn.service,
+            st.node, st.domain, st.pool, st.service, st.fleet, bids.pool, bids.node, bids.fleet, self._scratch,
+        )  # fmt: skip
+        return sn
+
+    def skip_to(self, ticks: np.ndarray) -> None:
+        """Move each environment's clock forward without physics, so that episodes end at different times.
+
+        Args:
+            ticks: Ticks to skip, shape (B,).
+        """
+        self.tick[:] += ticks
+        self.time_s[:] += ticks * self.fleet.timing.tick_s
+        self.state.fleet["time_s"][:] = self.time_s
+        self.limits_now()
+
+    def limits_now(self) -> None:
+        """Tell the limits of each environment's present tick."""
+        now = self.told[np.arange(self.batch), self.tick]
+        domain = self.snapshot.domain
+        domain["limit_w"], domain["next_limit_w"], domain["next_in_s"] = now[..., 0], now[..., 1], now[..., 2]
+
+    def tick_under(self, plan_node: np.ndarray) -> Snapshot:
+        """Advance one tick under a plan settled elsewhere: the live service, a recording, or nobody."""
+        f, sn = self.fleet, self.snapshot
+        plant_tick(
+            self.substeps, f.node_static, f.domain_static, f.service_static, f.static, self.profiles, self.params,
+            self.tick, self.time_s, self.arrivals, self.prompt_tok, self.output_tok, self.ca2, self.cs2, self.limits,
+            self.told, self.node, self.domain, self.service, self.totals, self.ttft, self.itl, plan_node, sn.node,
+            sn.domain, sn.service,
+        )  # fmt: skip
+        return sn
+
+    @property
+    def ticks_left(self) -> np.ndarray:
+        """Ticks left in each episode, shape (B,)."""
+        return self.ticks - self.tick
+
+    def serving_nodes(self) -> np.ndarray:
+        """Nodes that serve now, by pool, shape (B, P)."""
+        static = self.fleet.node_static
+        ready = (self.node["down_s"] <= 0) & (self.node["moving_s"] <= 0) & (self.node["stage"] != PARKED)
+        out = np.zeros((self.batch, self.fleet.pools), np.int64)
+        for s in range(len(self.fleet.services)):
+            for stage in (PREFILL, DECODE):
+                of_pool = (static["service"] == s) & (self.node["stage"] == stage)
+                out[:, 2 * s + stage] = (ready & of_pool).sum(-1)
+        return out
+
+    def kpis(self, env: int = 0) -> dict[str, float]:
+        """KPIs of one environment's episode so far."""
+        return episode_kpis(
+            self.totals[env],
+            self.ttft[env].sum(0),
+            self.itl[env].sum(0),
+            float(self.params["nominal_w"][env]),
+            len(self.fleet.nodes),
+        )

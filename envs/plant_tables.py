@@ -1,0 +1,141 @@
+"""The plant's truth as record tables; what the arbiter is told of it is `fleet.tables`.
+
+Shapes as there: (B, N) nodes, (B, D) domains, (B, S) services, (B,) environments. A node's GPUs share one stage,
+one cap and one clock.
+"""
+
+import numpy as np
+
+
+def _dtype(*fields: tuple[str, str]) -> np.dtype:
+    return np.dtype(list(fields), align=True)
+
+
+PLANT_PARAMS = _dtype(
+    # uncertain physics, drawn per environment from the scenario's ranges
+    ("v_min", "f8"),
+    ("phi_knee", "f8"),
+    ("kappa", "f8"),
+    ("phi_mem", "f8"),
+    ("power_scale", "f8"),
+    ("non_gpu_frac", "f8"),  # true / declared non-GPU draw
+    ("cap_latency_low_s", "f8"),
+    ("cap_latency_high_s", "f8"),
+    ("lost_write_frac", "f8"),
+    ("meter_bias_frac", "f8"),
+    ("role_move_s", "f8"),
+    ("inlet_c", "f8"),
+    ("firmware_overshoot_frac", "f8"),
+    ("dropout_frac", "f8"),
+    ("fault_scale", "f8"),
+    # switches
+    ("early_rejection", "i8"),
+    ("slo_aware_admission", "i8"),
+    # draws that the kernels make
+    ("fault_seed", "i8"),
+    ("parameter_seed", "i8"),
+    ("nominal_w", "f8"),  # the site's nominal root limit: the MW of tokens per MW
+    ("warmup_s", "f8"),
+)
+PLANT_NODE = _dtype(
+    ("cap_w", "i8"),  # in force in the driver
+    ("pending_w", "i8"),  # written, not yet in force
+    ("pending_s", "f8"),  # until it is; negative: nothing pending
+    ("pending_seq", "i8"),
+    ("ack_seq", "i8"),
+    ("ceiling", "f8"),
+    ("stage", "i8"),
+    ("moving_s", "f8"),
+    ("down_s", "f8"),  # until repaired; 0: up
+    ("agent_down", "i8"),  # the host is gone, not only a GPU
+    ("is_drained", "i8"),
+    ("xid", "i8"),
+    ("phi", "f8"),
+    ("temp_c", "f8"),
+    ("hbm_hot", "i8"),
+    ("batch", "f8"),  # decoding requests on the node
+    ("util_frac", "f8"),
+    ("rate_tok_s", "f8"),  # of the node, at its clock
+    ("admissible", "f8"),  # requests the node could decode within KV and, if aware, the ITL target
+    ("gpu_w", "f8"),  # draw of all its GPUs
+    ("demand_w", "f8"),
+    ("non_gpu_w", "f8"),
+    ("tick_gpu_ws", "f8"),  # energy of this tick, for the 1-s mean that telemetry reports
+    ("fault_margin", "f8"),  # unit exponential left before the next fault
+    ("fault_rate", "f8"),  # per second: lemons are worse
+    ("told_age_s", "f8"),
+    ("cap_writes", "i8"),
+)
+PLANT_SERVICE = _dtype(
+    ("queue_req", "f8"),  # waiting for prefill
+    ("queue_tok", "f8"),
+    ("queue_ok", "f8"),  # of them, expected to meet TTFT
+    ("queue_out_tok", "f8"),
+    ("ready_req", "f8"),  # prefilled, waiting for a decode slot
+    ("ready_tok", "f8"),
+    ("ready_ok", "f8"),
+    ("ready_out_tok", "f8"),
+    ("active", "f8"),  # decoding
+    ("active_tok", "f8"),
+    ("active_ok", "f8"),
+    ("active_out_tok", "f8"),
+    ("itl_request_s", "f8"),  # mean ITL over the life of the requests that complete now
+    ("decode_req_s", "f8"),  # completions per second, a few seconds' mean
+    ("context", "f8"),  # mean context of decoding requests
+    # sums of this tick, for telemetry
+    ("tick_req", "f8"),
+    ("tick_prompt_tok", "f8"),
+    ("tick_out_tok", "f8"),
+    ("tick_rejected", "f8"),
+    ("tick_ttft_ok", "f8"),
+    ("tick_ttft_s", "f8"),
+    ("tick_itl_ok", "f8"),
+    ("tick_itl_s", "f8"),
+    ("tick_tok", "f8"),
+    ("backlog_s", "f8"),
+    ("kv_frac", "f8"),
+    # conservation, since reset: offered = good + late + rejected + lost + queued + ready + active
+    ("offered_tok", "f8"),
+    ("served_tok", "f8"),
+    ("late_tok", "f8"),  # of the served, those that missed a target
+    ("rejected_tok", "f8"),
+    ("lost_tok", "f8"),
+)
+PLANT_DOMAIN = _dtype(
+    ("power_w", "f8"),
+    ("meter_ws", "f8"),
+    ("heat", "f8"),
+    ("is_tripped", "i8"),
+    ("rating_w", "f8"),  # 0: no breaker
+    ("constant_s", "f8"),
+)
+TOTALS = _dtype(
+    # since the end of the warm-up
+    ("seconds", "f8"),
+    ("offered_req", "f8"),
+    ("good_req", "f8"),
+    ("late_req", "f8"),
+    ("rejected_req", "f8"),
+    ("lost_req", "f8"),
+    ("good_tok", "f8"),
+    ("late_tok", "f8"),
+    ("rejected_tok", "f8"),
+    ("lost_tok", "f8"),
+    ("offered_tok", "f8"),
+    ("energy_j", "f8"),
+    ("violation_ws", "f8"),
+    ("overshoot_ws", "f8"),
+    ("breaker_trips", "f8"),
+    ("cap_changes", "f8"),
+    ("interventions", "f8"),
+    ("correction", "f8"),
+    ("drained_node_s", "f8"),
+    ("down_node_s", "f8"),
+    ("repairs", "f8"),
+    ("peak_frac", "f8"),  # largest root power / limit in force
+)
+
+HISTOGRAM_BINS = 160
+HISTOGRAM_LOW_S = 1e-3
+HISTOGRAM_HIGH_S = 1e3
+"""TTFT and ITL histograms: logarithmic bins of 9 % from 1 ms to 1,000 s."""
