@@ -1,0 +1,118 @@
+"""Training: it runs, is tracked, resumes, repeats by seed, and refuses what it cannot do."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("stable_baselines3")
+pytest.importorskip("mlflow")
+
+from flyball.fleet.errors import BadInput
+from flyball.training.ppo import TrainConfig, train
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+TINY = {
+    "scenarios": ("steady", "multi-service"),
+    "minutes": None,
+    "envs": 8,
+    "n_steps": 8,
+    "batch_size": 32,
+    "epochs": 1,
+    "base": "proportional",
+    "validate_every": 2,
+    "validation_windows": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One tiny run over a mixture of fleets with different numbers of pools."""
+    out = tmp_path_factory.mktemp("run")
+    config = TrainConfig(out=out, steps=256, **TINY)
+    return config, train(config)
+
+
+def test_a_run_is_exported_and_judged(run):
+    """A run ends with an ONNX file, a verdict per scenario and its curve."""
+    config, result = run
+    assert (config.out / "policy.onnx").exists()
+    assert {row["scenario"] for row in result["validation"]} == {"steady", "multi-service"}
+    assert result["steps"] == 256 and isinstance(result["passed"], bool)
+    assert json.loads((config.out / "run.json").read_text())["run_id"] == result["run_id"]
+
+
+def test_a_run_is_tracked(run):
+    """MLflow holds parameters with hashes, curves and the model of the run."""
+    import mlflow
+
+    config, result = run
+    client = mlflow.MlflowClient(f"sqlite:///{config.out / 'mlflow.db'}")
+    tracked = client.get_run(result["run_id"])
+    assert tracked.info.status == "FINISHED"
+    for name in ("schema_pool", "scenario_hash.steady", "learning_rate", "residual_on"):
+        assert name in tracked.data.params
+    assert len(client.get_metric_history(result["run_id"], "rollout.reward")) == 4
+    assert "policy.onnx" in {a.path for a in client.list_artifacts(result["run_id"])}
+
+
+def test_the_same_seed_gives_the_same_policy(run, tmp_path):
+    """Two runs of one configuration export the same weights."""
+    import torch
+
+    config, _ = run
+    train(replace(config, out=tmp_path))
+    a = torch.load(config.out / "network.pt", weights_only=True)
+    b = torch.load(tmp_path / "network.pt", weights_only=True)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_goes_on_from_its_checkpoint(run, tmp_path):
+    """A second call with a larger budget continues; with the same budget it only judges again."""
+    import shutil
+
+    config, _ = run
+    out = tmp_path / "run"
+    shutil.copytree(config.out, out)
+    again = train(replace(config, out=out))
+    assert again["steps"] == 256
+    longer = train(replace(config, out=out, steps=384))
+    assert longer["steps"] == 384
+
+
+def test_a_folder_of_another_configuration_is_refused(run):
+    """A run folder is never overwritten by another configuration."""
+    config, _ = run
+    with pytest.raises(BadInput, match="another configuration"):
+        train(replace(config, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps": None}, "--minutes or --steps"),
+        ({"steps": 0}, "--steps 0"),
+        ({"scenarios": ("nope",)}, "no scenario"),
+        ({"base": "nope"}, "no policy"),
+        ({"mlflow_uri": "http://127.0.0.1:9"}, "MLflow"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(run, tmp_path, change, says):
+    """Bad budgets, names and stores are said in one line before any work."""
+    config, _ = run
+    with pytest.raises(BadInput, match=says):
+        train(replace(config, out=tmp_path, **change))
+
+
+def test_export_copies_a_finished_run_and_checks_it(run, tmp_path):
+    """`flyball export` writes one file and reports its difference to torch."""
+    from flyball.training.export import export_run
+
+    config, result = run
+    out = export_run(str(config.out), tmp_path / "a.onnx")
+    assert out["parity"] <= 1e-6 and (tmp_path / "a.onnx").stat().st_size == out["bytes"]
+    assert out["metadata"]["run"]["run_id"] == result["run_id"]
+    with pytest.raises(BadInput, match="no such run"):
+        export_run(str(tmp_path / "nothing"), tmp_path / "b.onnx")
+    assert not (tmp_path / "b.onnx").exists()

@@ -1,0 +1,106 @@
+"""`flyball export`: a run folder or an MLflow model as one ONNX file, checked against torch's weights if there."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..fleet.errors import BadInput
+from ..fleet.schema import FLEET_BIDS, FLEET_FEATURES, POOL_BIDS, POOL_FEATURES
+from ..policies.onnx import INPUTS, OUTPUTS
+
+
+def export_run(run: str, out: Path) -> dict[str, Any]:
+    """Write the run's policy to `out`.
+
+    Returns:
+        {"onnx", "bytes", "parity", "metadata"}; parity is the largest difference to torch over random tokens, None
+        where the run holds no torch weights (a model from MLflow).
+
+    Raises:
+        BadInput: no such run, or one that has no policy yet.
+    """
+    folder = Path(run)
+    if folder.is_dir():
+        source = folder / "policy.onnx"
+        if not source.exists():
+            raise BadInput(f"{folder}: no policy.onnx; the run has not finished: run flyball train with --out {folder}")
+    elif ":/" in run:
+        source = _from_mlflow(run)
+    else:
+        raise BadInput(f"{run}: no such run folder, and not an MLflow URI such as runs:/ID/model")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    shutil.copyfile(source, partial)
+    partial.replace(out)
+    weights = folder / "network.pt"
+    return {
+        "onnx": str(out),
+        "bytes": out.stat().st_size,
+        "parity": parity(out, weights) if folder.is_dir() and weights.exists() else None,
+        "metadata": _metadata(out),
+    }
+
+
+def _from_mlflow(uri: str) -> Path:
+    from .tracking import _mlflow
+
+    mlflow = _mlflow()
+    try:
+        local = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except Exception as e:
+        reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
+        raise BadInput(f"{uri}: cannot be read ({reason}); set MLFLOW_TRACKING_URI to the store it is in") from None
+    found = sorted(local.rglob("*.onnx")) if local.is_dir() else [local]
+    if not found:
+        raise BadInput(f"{uri}: holds no ONNX file")
+    return found[0]
+
+
+def _session(path: Path):
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    meta = dict(_session(path).get_modelmeta().custom_metadata_map)
+    return {k: json.loads(v) if k in ("run", "families", "baseline_params") else v for k, v in meta.items()}
+
+
+def random_inputs(rng: np.random.Generator, batch: int, pools: int) -> dict[str, np.ndarray]:
+    """Inputs as the graph takes them, the last pair of tokens masked where there are several."""
+    mask = np.ones((batch, pools), np.float32)
+    if pools > 2:
+        mask[:, -2:] = 0
+    return {
+        "pool": rng.uniform(-2, 2, (batch, pools, len(POOL_FEATURES))).astype(np.float32),
+        "pool_mask": mask,
+        "fleet": rng.uniform(0, 1, (batch, len(FLEET_FEATURES))).astype(np.float32),
+        "base_pool": rng.uniform(-1, 1, (batch, pools, len(POOL_BIDS))).astype(np.float32),
+        "base_fleet": rng.uniform(-1, 1, (batch, len(FLEET_BIDS))).astype(np.float32),
+    }
+
+
+def parity(path: Path, weights: Path, seed: int = 0) -> float:
+    """Largest absolute difference between a file and the torch weights it came from, over sizes and batches."""
+    import torch
+
+    from ..policies.network import BidGraph, TokenNetwork
+
+    network = TokenNetwork()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    graph, session = BidGraph(network).eval(), _session(path)
+    rng = np.random.default_rng(seed)
+    worst = 0.0
+    for batch, pools in ((1, 2), (3, 8), (1, 64), (2, 4096)):
+        inputs = random_inputs(rng, batch, pools)
+        got = session.run(list(OUTPUTS), inputs)
+        with torch.no_grad():
+            want = graph(*(torch.as_tensor(inputs[name]) for name in INPUTS))
+        worst = max(worst, *(float(np.abs(g - w.numpy()).max()) for g, w in zip(got, want, strict=True)))
+    return worst
