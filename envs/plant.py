@@ -32,7 +32,7 @@ from .plant_tables import (
     TOTALS,
 )
 from .scenario import Scenario
-from .serving_dynamics import serve_step
+from .serving_dynamics import lose_node, serve_step
 from .telemetry import tell
 
 PARAMETER_STREAM, FAULT_STREAM, EVENT_STREAM = 11, 12, 13
@@ -324,6 +324,46 @@ class Plant:
             sn.domain, sn.service,
         )  # fmt: skip
         return sn
+
+    def tick_live(
+        self,
+        cap_w: np.ndarray,
+        since_s: np.ndarray,
+        stage: np.ndarray,
+        ceiling: np.ndarray,
+        is_drained: np.ndarray,
+    ) -> Snapshot:
+        """Advance one tick under caps that agents wrote into the GPUs themselves.
+
+        No command is on its way in here, and none is lost: a cap read from the GPUs is in force once the slowest
+        of the hardware's latencies has passed.
+
+        Args:
+            cap_w: Caps written by the end of the tick, shape (B, N), watts.
+            since_s: How long after the start of the tick each was written, shape (B, N); 0 for before.
+            stage: Stages commanded, shape (B, N).
+            ceiling: Clock ceilings, share of the largest clock, shape (B, N).
+            is_drained: Nodes that get no new work, shape (B, N).
+        """
+        node, rows = self.node, self.plan.node
+        cap_w = np.broadcast_to(cap_w, node.shape)
+        is_pending = node["pending_s"] >= 0.0
+        is_overtaken = is_pending & (node["pending_w"] != cap_w)
+        node["cap_w"] = np.where(is_overtaken, node["pending_w"], node["cap_w"])
+        is_new = np.where(is_pending, is_overtaken, node["cap_w"] != cap_w)
+        latency_s = self.params["cap_latency_high_s"][:, None]
+        node["pending_s"] = np.where(is_new, since_s + latency_s, node["pending_s"])
+        node["pending_w"] = np.where(is_new, cap_w, node["pending_w"])
+        node["pending_seq"] = node["ack_seq"]
+        rows["cap_w"], rows["stage"], rows["clock_frac"], rows["is_drained"] = cap_w, stage, ceiling, is_drained
+        rows["seq"] = node["ack_seq"]
+        return self.tick_under(rows)
+
+    def fail(self, node: int, xid: int, down_s: float, env: int = 0) -> None:
+        """Break a node from outside: its requests are lost, and it serves again `down_s` later."""
+        is_measured = bool(self.time_s[env] >= self.params["warmup_s"][env])
+        lose_node(env, node, is_measured, self.fleet.node_static, self.node, self.service, self.totals)
+        self.node["xid"][env, node], self.node["down_s"][env, node] = xid, down_s
 
     @property
     def ticks_left(self) -> np.ndarray:

@@ -20,7 +20,7 @@ from ..fleet.topology import Fleet
 from .base import Policy
 
 if TYPE_CHECKING:
-    from .network import TokenNetwork
+    from .network import Residual
 
 INPUTS = ("pool", "pool_mask", "fleet", "base_pool", "base_fleet")
 OUTPUTS = ("bid_pool", "bid_fleet")
@@ -66,7 +66,7 @@ def params_hash(baseline: str, params: dict[str, float]) -> str:
     return hashlib.sha256(json.dumps([baseline, params], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def export(network: "TokenNetwork", card: Card, path: Path) -> Path:
+def export(network: "Residual", card: Card, path: Path) -> Path:
     """Write a network as one ONNX file with its card. Needs the [train] extra.
 
     The file appears whole or not at all.

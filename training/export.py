@@ -90,10 +90,11 @@ def parity(path: Path, weights: Path, seed: int = 0) -> float:
     """Largest absolute difference between a file and the torch weights it came from, over sizes and batches."""
     import torch
 
-    from ..policies.network import BidGraph, TokenNetwork
+    from ..policies.network import KINDS, BidGraph
 
-    network = TokenNetwork()
-    network.load_state_dict(torch.load(weights, weights_only=True))
+    saved = torch.load(weights, weights_only=True)
+    network = KINDS[saved["kind"]]()
+    network.load_state_dict(saved["weights"])
     graph, session = BidGraph(network).eval(), _session(path)
     rng = np.random.default_rng(seed)
     worst = 0.0

@@ -10,7 +10,7 @@ from ..envs.episodes import run_episodes
 from ..envs.scenario import Scenario
 from ..fleet.bids import Bids
 from ..policies.base import Policy
-from ..policies.network import BidGraph, TokenNetwork
+from ..policies.network import BidGraph, Residual
 
 FIRST_SEED = {"choose": 500_000, "gate": 700_000}
 """Windows that choose among checkpoints, and others that gate the chosen one: choosing biases the former upwards."""
@@ -34,7 +34,7 @@ class Verdict:
 class TorchPolicy:
     """A network as a policy, before it is exported."""
 
-    def __init__(self, network: TokenNetwork, baseline: Policy):
+    def __init__(self, network: Residual, baseline: Policy):
         self.graph, self.baseline, self.name = BidGraph(network).eval(), baseline, "torch"
 
     def start(self, batch):
@@ -49,7 +49,7 @@ class TorchPolicy:
 
 
 def judge(
-    network: TokenNetwork,
+    network: Residual,
     scenarios: list[Scenario],
     base: str,
     params: dict[str, float],

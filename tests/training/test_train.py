@@ -9,7 +9,8 @@ pytest.importorskip("stable_baselines3")
 pytest.importorskip("mlflow")
 
 from flyball.fleet.errors import BadInput
-from flyball.training.ppo import TrainConfig, train
+from flyball.training.config import TrainConfig
+from flyball.training.train import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -63,8 +64,8 @@ def test_the_same_seed_gives_the_same_policy(run, tmp_path):
 
     config, _ = run
     train(replace(config, out=tmp_path))
-    a = torch.load(config.out / "network.pt", weights_only=True)
-    b = torch.load(tmp_path / "network.pt", weights_only=True)
+    a = torch.load(config.out / "network.pt", weights_only=True)["weights"]
+    b = torch.load(tmp_path / "network.pt", weights_only=True)["weights"]
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 

@@ -1,0 +1,5 @@
+"""`python -m flyball`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,327 @@
+"""The verbs. Each imports what it needs when it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli import emit, json_option, load_option, set_option
+from .console import progress_bar
+
+
+def register(main: click.Group) -> None:
+    """Attach every verb to the group, in the order in which help lists them."""
+    for command in (demo, scenarios, simulate, evaluate, tune, train, export, bench):
+        main.add_command(command)
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out/demo"),
+    show_default=True,
+    help="Folder for the report.",
+)
+@click.option("--quick", is_flag=True, help="About 90 seconds: the packaged policy instead of training one.")
+@load_option
+@json_option
+def demo(out: Path, quick: bool, load: str | None, as_json: bool) -> None:
+    """Train, judge, export and replay a policy, and write one report.
+
+    \b
+    Examples:
+      flyball demo
+      flyball demo --quick
+      flyball demo --load AzureLLMInferenceTrace_conv.csv --out out/azure
+    """
+    from .experiments.demo import run_demo
+
+    with progress_bar("demo", as_json) as bar:
+        result = run_demo(out, quick, load, bar)
+    if as_json:
+        emit(result)
+        return
+    from .console import show_demo
+
+    show_demo(result)
+
+
+@click.command()
+@json_option
+def scenarios(as_json: bool) -> None:
+    """List what can happen to a fleet."""
+    from .envs.scenario import list_scenarios, load_scenario
+
+    rows = []
+    for name in list_scenarios():
+        s = load_scenario(name)
+        rows.append(
+            {
+                "scenario": name,
+                "family": s.family,
+                "site": s.fleet.name,
+                "nodes": len(s.fleet.nodes),
+                "seconds": s.seconds,
+                "hash": s.hash,
+                "summary": s.summary,
+            }
+        )
+    if as_json:
+        emit({"scenarios": rows})
+        return
+    from .console import table
+
+    table("Scenarios", ["scenario", "family", "nodes", "seconds", "summary"], rows)
+
+
+@click.command()
+@click.argument("scenario")
+@click.option(
+    "--policy",
+    default="best-baseline",
+    show_default=True,
+    help="A baseline's name, champion, best-baseline or FILE.onnx.",
+)
+@load_option
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of load, faults and parameters."
+)
+@click.option("--seconds", type=float, default=None, help="Length of the episode; the scenario's by default.")
+@set_option
+@json_option
+def simulate(
+    scenario: str, policy: str, load: str | None, seed: int, seconds: float | None, overrides, as_json: bool
+) -> None:
+    """Run one policy through one episode and print its KPIs.
+
+    \b
+    Examples:
+      flyball simulate bursty --policy greedy
+      flyball simulate curtailment --policy champion --seconds 300 --json
+      flyball simulate steady --load trace.csv --set load.scale=1
+    """
+    from .experiments.simulate import simulate as run
+
+    if seconds is not None:
+        overrides = (*overrides, f"seconds={seconds!r}")
+    with progress_bar(f"{scenario} / {policy}", as_json) as bar:
+        result = run(scenario, policy, load, seed, overrides, lambda share: bar("", share))
+    if as_json:
+        emit(result)
+        return
+    from .console import show_kpis
+
+    show_kpis(result)
+
+
+@click.command()
+@click.option("--suite", default=None, help="A named list of scenarios: standard, demo, smoke.")
+@click.option("--scenario", "names", multiple=True, help="A scenario; repeat for several.")
+@click.option("--policy", "policies", multiple=True, help="A policy; repeat for several. Baselines by default.")
+@load_option
+@click.option("--seeds", default=8, show_default=True, type=int, help="Windows per scenario and policy.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Keep results here; a run that was cut off goes on.",
+)
+@set_option
+@json_option
+def evaluate(suite, names, policies, load, seeds, out, overrides, as_json: bool) -> None:
+    """Compare policies on the same windows, with paired differences and intervals.
+
+    \b
+    Examples:
+      flyball evaluate --suite standard --policy champion
+      flyball evaluate --scenario bursty --policy greedy --policy static --seeds 40
+    """
+    from .experiments.evaluate import DEFAULT_POLICIES, SUITES, EvaluateConfig
+    from .experiments.evaluate import evaluate as run
+    from .fleet.errors import BadInput
+
+    if suite is not None and names:
+        raise BadInput("give --suite or --scenario, not both")
+    if suite is not None and suite not in SUITES:
+        raise BadInput(f"no suite {suite!r}; use {', '.join(SUITES)}")
+    chosen = names or SUITES[suite or "standard"]
+    config = EvaluateConfig(
+        tuple(chosen),
+        tuple(policies) or DEFAULT_POLICIES,
+        suite if names == () else None,
+        load,
+        seeds,
+        out,
+        tuple(overrides),
+    )
+    if names == () and suite is None:
+        config = EvaluateConfig(**{**config.__dict__, "suite": "standard"})
+    with progress_bar("evaluate", as_json) as bar:
+        result = run(config, bar)
+    if as_json:
+        emit(result)
+        return
+    from .console import show_evaluation
+
+    show_evaluation(result)
+
+
+@click.command()
+@click.argument("baseline")
+@click.argument("scenario")
+@click.option("--cpu-seconds", default=60.0, show_default=True, type=float, help="Budget of the search.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the search.")
+@click.option("--save", is_flag=True, help="Enter the result into this checkout's table of tuned constants.")
+@json_option
+def tune(baseline: str, scenario: str, cpu_seconds: float, seed: int, save: bool, as_json: bool) -> None:
+    """Search a baseline's constants with a stated CPU budget.
+
+    \b
+    Example:
+      flyball tune greedy curtailment --cpu-seconds 60
+    """
+    import json
+    from dataclasses import asdict
+
+    from . import registry
+    from .experiments.tune import record
+    from .experiments.tune import tune as run
+
+    with progress_bar(f"tune {baseline} on {scenario}", as_json) as bar:
+        result = run(baseline, scenario, cpu_seconds, seed, lambda share: bar("", share))
+    if save:
+        table = json.loads(registry.TUNED.read_text()) if registry.TUNED.exists() else {}
+        record(result, table)
+        registry.TUNED.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    if as_json:
+        emit(asdict(result))
+        return
+    gain = result.score / result.default_score - 1
+    click.echo(
+        f"{baseline} on {scenario}: {result.score:,.0f} tok/s per MW on validation, {gain:+.1%} over its defaults "
+        f"({result.candidates} candidates, {result.cpu_s:.0f} CPU s)"
+    )
+    for name, value in result.params.items():
+        click.echo(f"  {name} = {value}")
+
+
+@click.command()
+@click.argument("scenario", nargs=-1, required=True)
+@click.option("--algo", type=click.Choice(["ppo", "es"]), default="ppo", show_default=True, help="Learning algorithm.")
+@click.option("--minutes", type=float, default=None, help="Wall-clock budget.")
+@click.option("--steps", type=int, default=None, help="Environment steps instead of minutes.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out/train"),
+    show_default=True,
+    help="Run folder; a run that was cut off goes on.",
+)
+@click.option(
+    "--warm-start",
+    "base",
+    default="best-baseline",
+    show_default=True,
+    help="Baseline that the policy corrects.",
+)
+@click.option("--mlflow", default=None, help="MLflow tracking server; SQLite in the run folder by default.")
+@json_option
+def train(scenario, algo, minutes, steps, seed, out, base, mlflow, as_json: bool) -> None:
+    """Learn a residual over a baseline, and keep it only if it beats the baseline on validation.
+
+    \b
+    Examples:
+      flyball train bursty curtailment --minutes 5 --out out/train
+      flyball export out/train --out policy.onnx
+    """
+    from .fleet.errors import BadInput
+
+    if minutes is not None and steps is not None:
+        raise BadInput("give --minutes or --steps, not both")
+    try:
+        from .training.config import TrainConfig
+        from .training.train import train as run
+    except ImportError as e:
+        raise BadInput(
+            f"training needs the [train] extra ({e.name} is missing); pip install 'flyball[train]'"
+        ) from None
+    config = TrainConfig(
+        tuple(scenario),
+        out,
+        algo=algo,
+        minutes=5.0 if minutes is None and steps is None else minutes,
+        steps=steps,
+        seed=seed,
+        base=base,
+        mlflow_uri=mlflow,
+    )
+    with progress_bar(f"train on {', '.join(scenario)}", as_json) as bar:
+        result = run(config, bar)
+    if as_json:
+        emit(result)
+        return
+    verdict = "beats its baseline: exported" if result["passed"] else "does not beat its baseline: the baseline stays"
+    click.echo(f"validation: {result['gain']:+.2%} goodput over {result['base']} ({verdict})")
+    click.echo(f"policy: {result['onnx']}")
+
+
+@click.command()
+@click.argument("run")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
+@json_option
+def export(run: str, out: Path, as_json: bool) -> None:
+    """Write a trained run as one ONNX file with its card.
+
+    RUN is a run folder of `flyball train` or an MLflow URI (runs:/ID/model, models:/NAME@ALIAS).
+
+    \b
+    Example:
+      flyball export out/train --out policy.onnx
+    """
+    from .fleet.errors import BadInput
+
+    try:
+        from .training.export import export_run
+    except ImportError as e:
+        raise BadInput(f"export needs the [train] extra ({e.name} is missing); pip install 'flyball[train]'") from None
+    result = export_run(run, out)
+    if as_json:
+        emit(result)
+        return
+    click.echo(
+        f"wrote {result['onnx']} ({result['bytes']:,} bytes, largest difference to torch {result['parity']:.1e})"
+    )
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed and memory on this machine."""
+
+
+def _bench(name: str, as_json: bool, **kwargs: Any) -> None:
+    from .experiments.bench import run_bench
+
+    with progress_bar(f"bench {name}", as_json) as bar:
+        result = run_bench(name, bar, **kwargs)
+    if as_json:
+        emit(result)
+        return
+    from .console import show_bench
+
+    show_bench(result)
+
+
+@bench.command("env")
+@json_option
+def bench_env(as_json: bool) -> None:
+    """Environment steps per second, and memory."""
+    _bench("env", as_json)
+
+
+@bench.command("arbiter")
+@json_option
+def bench_arbiter(as_json: bool) -> None:
+    """Time of one settlement, by fleet size."""
+    _bench("arbiter", as_json)

@@ -1,0 +1,119 @@
+"""What people see on a terminal: progress bars and tables, on stderr and stdout."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Bar = Callable[[str, float], None]
+"""Called with a label (empty keeps the last one) and the share done."""
+
+
+@contextmanager
+def progress_bar(title: str, is_quiet: bool) -> Iterator[Bar]:
+    """A bar on stderr; plain lines where stderr is no terminal, and nothing with --json."""
+    if is_quiet:
+        yield lambda label, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        last = [""]
+
+        def line(label: str, share: float) -> None:
+            if label and label != last[0]:
+                last[0] = label
+                print(f"[{share:4.0%}] {label}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=1.0)
+
+        def update(label: str, share: float) -> None:
+            progress.update(task, completed=share, **({"description": label} if label else {}))
+
+        yield update
+
+
+def table(title: str, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        numeric = rows and isinstance(rows[0].get(name), int | float)
+        out.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        out.add_row(*(_cell(row.get(name)) for name in columns))
+    Console().print(out)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def show_kpis(result: dict[str, Any]) -> None:
+    """One episode."""
+    scale = result["load_scale"]
+    load = result["load"] if scale == 1 else f"{result['load']} x {scale:.1f}"
+    rows = [{"KPI": k, "value": v} for k, v in result["kpis"].items()]
+    table(
+        f"{result['scenario']} / {result['policy']} / seed {result['seed']} / load {load}",
+        ["KPI", "value"],
+        rows,
+    )
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """The honest table: means, and paired differences with intervals."""
+    rows = []
+    for r in result["rows"]:
+        k, vs = r["kpis"], r["vs_best_baseline"]
+        low, high = vs["ci95"]
+        difference = "baseline" if vs["baseline"] == r["policy"] else f"{vs['diff']:+.1%} [{low:+.1%}, {high:+.1%}]"
+        rows.append(
+            {
+                "scenario": r["scenario"],
+                "policy": r["policy"],
+                "goodput tok/s/MW": k["goodput_tok_s_per_mw"]["mean"],
+                "vs best baseline": difference,
+                "SLO met": k["slo_attainment_frac"]["mean"],
+                "TTFT p99 s": k["ttft_p99_s"]["mean"],
+                "violation W s": k["budget_violation_ws"]["worst"],
+            }
+        )
+    seeds = result["rows"][0]["seeds"] if result["rows"] else 0
+    table(f"Means over {seeds} windows; 95 % intervals of paired differences", list(rows[0]), rows)
+
+
+def show_bench(result: dict[str, Any]) -> None:
+    """Figures of a benchmark."""
+    table(
+        f"bench {result['bench']}",
+        ["figure", "value"],
+        [{"figure": k, "value": v} for k, v in result["figures"].items()],
+    )
+    machine = result["machine"]
+    print(f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}")
+
+
+def show_demo(result: dict[str, Any]) -> None:
+    """The demo's last words."""
+    if "evaluation" in result:
+        show_evaluation(result["evaluation"])
+    print(f"\nReport: {result['report']}")

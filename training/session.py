@@ -1,0 +1,229 @@
+"""What every algorithm shares: the scenarios and the base, the clock, curves, checkpoints, validation, the gate."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import __version__, registry
+from ..envs.core import Channels, Core
+from ..envs.scenario import Scenario, load_scenario
+from ..fleet.errors import BadInput
+from ..fleet.schema import schema_hash
+from ..policies.onnx import Card, export
+from .config import TrainConfig
+from .gate import Verdict, judge
+from .tracking import Run, git_revision
+
+CHANNELS = Channels(pool=("watts", "nodes"), fleet=("spend",))
+"""What the learned residual owns: the power-and-roles profile."""
+
+Progress = Callable[[str, float], None]
+
+
+class Session:
+    """One run of one configuration: algorithms ask it how far they are and tell it what they did.
+
+    Args:
+        config: What to train.
+        progress: Called with a label and the share done.
+
+    Raises:
+        BadInput: a budget that is not positive, an unknown scenario, baseline or algorithm, or sites that decide at
+            different intervals.
+    """
+
+    def __init__(self, config: TrainConfig, progress: Progress):
+        config.check()
+        self.config, self.progress = config, progress
+        self.scenarios: list[Scenario] = [load_scenario(name) for name in config.scenarios]
+        first = self.scenarios[0]
+        if len({s.fleet.timing.control_s for s in self.scenarios}) != 1:
+            raise BadInput("the scenarios' sites differ in control_s; train on sites with one control interval")
+        self.base = registry.best_baseline_name(first) if config.base == "best-baseline" else config.base
+        self.params: dict[str, float] = (
+            registry.tuned()["baselines"].get(self.base, {}).get(first.family, {}).get("params", {})
+        )
+        registry.baseline(self.base, first, self.params)  # refuse an unknown one before any work
+        self.pools = max(s.fleet.pools for s in self.scenarios)
+        self.curve: list[dict[str, float]] = []
+        self.best: tuple[float, dict[str, torch.Tensor]] | None = None
+        self.steps = 0
+        self._spent_s = 0.0
+        self._started = time.monotonic()
+        self.run: Run | None = None
+        config.out.mkdir(parents=True, exist_ok=True)
+        self._path = config.out / "checkpoint.pt"
+
+    # ── environments ─────────────────────────────────────────────────────────────────────────────────────
+    def core(self, scenario: Scenario, batch: int) -> Core:
+        """A core of one scenario whose actions are residuals on the base, on training load."""
+        background = registry.baseline(self.base, scenario, self.params)
+        return Core(scenario, background, CHANNELS, batch, residual=True, block="train", pad_pools=self.pools)
+
+    # ── the clock ────────────────────────────────────────────────────────────────────────────────────────
+    def elapsed_s(self) -> float:
+        """Seconds trained, over all continuations."""
+        return self._spent_s + time.monotonic() - self._started
+
+    def share(self) -> float:
+        """Share of the budget that is spent."""
+        if self.config.steps is not None:
+            return min(self.steps / self.config.steps, 1.0)
+        assert self.config.minutes is not None
+        return min(self.elapsed_s() / (60 * self.config.minutes), 1.0)
+
+    def is_over(self) -> bool:
+        return self.share() >= 1.0
+
+    # ── checkpoints ──────────────────────────────────────────────────────────────────────────────────────
+    def restore(self) -> dict[str, Any] | None:
+        """The algorithm's own state from the folder's checkpoint, None if there is none.
+
+        Raises:
+            BadInput: a checkpoint of another configuration, or one that cannot be read.
+        """
+        if not self._path.exists():
+            return None
+        try:
+            saved = torch.load(self._path, weights_only=False)
+            identity = saved["identity"]
+        except Exception as e:
+            raise BadInput(
+                f"{self._path}: not a checkpoint of this version ({type(e).__name__}); use another --out"
+            ) from None
+        if identity != self._identity():
+            raise BadInput(f"{self.config.out}: holds a run of another configuration; use another --out")
+        self.best, self.curve, self.steps = saved["best"], saved["curve"], saved["steps"]
+        self._spent_s = saved["spent_s"]
+        self.progress(f"going on from step {self.steps:,}", self.share())
+        return saved["algorithm"]
+
+    def save(self, algorithm: dict[str, Any]) -> None:
+        """Write a checkpoint whole or not at all."""
+        partial = self._path.with_suffix(".partial")
+        torch.save(
+            {
+                "identity": self._identity(),
+                "algorithm": algorithm,
+                "best": self.best,
+                "curve": self.curve,
+                "steps": self.steps,
+                "spent_s": self.elapsed_s(),
+            },
+            partial,
+        )
+        partial.replace(self._path)
+
+    def _identity(self) -> dict[str, Any]:
+        """Configuration, scenarios and base: a checkpoint continues only under the same."""
+        hashes = {s.name: s.hash for s in self.scenarios}
+        return {**self.config.identity(), "hashes": hashes, "base": self.base, "params": self.params}
+
+    # ── judgement ────────────────────────────────────────────────────────────────────────────────────────
+    def record(self, network: nn.Module, round_: int, values: dict[str, float], label: str) -> None:
+        """Log one rollout or iteration, and validate when it is time.
+
+        Raises:
+            BadInput: if training diverged; the last checkpoint stays.
+        """
+        assert self.run is not None
+        if not all(np.isfinite(v) for v in values.values()) or not _is_finite(network):
+            raise BadInput(
+                f"training diverged at step {self.steps:,}; the last good checkpoint is {self._path}; "
+                "use another --seed"
+            )
+        self.run.metrics(values, self.steps)
+        row = {"steps": float(self.steps), "seconds": self.elapsed_s(), **values}
+        if round_ % self.config.validate_every == 0:
+            row["gain"] = self.validate(network).gain
+        self.curve.append(row)
+        gains = [r["gain"] for r in self.curve if "gain" in r]
+        self.progress(f"{label}, best validation {max(gains):+.2%}" if gains else label, self.share())
+
+    def validate(self, network: nn.Module) -> Verdict:
+        """Judge the policy so far, and remember it if it is the best yet."""
+        assert self.run is not None
+        windows = max(self.config.validation_windows // 3, 1)
+        verdict = judge(network, self.scenarios, self.base, self.params, windows, "choose")
+        self.run.metrics({"validation.gain": verdict.gain}, self.steps)
+        if self.best is None or verdict.gain > self.best[0]:
+            self.best = (verdict.gain, {k: v.detach().clone() for k, v in network.state_dict().items()})
+        return verdict
+
+    def finish(self, network: nn.Module) -> dict[str, Any]:
+        """Take the best checkpoint, gate it on windows that did not choose it, export and log it."""
+        assert self.run is not None
+        self.progress("validating", 0.99)
+        last = self.validate(network)
+        self.curve.append({"steps": float(self.steps), "seconds": self.elapsed_s(), "gain": last.gain})
+        assert self.best is not None
+        network.load_state_dict(self.best[1])
+        windows = self.config.validation_windows
+        verdict = judge(network, self.scenarios, self.base, self.params, windows, "gate")
+        config, run = self.config, self.run
+        card = Card(
+            self.base,
+            self.params,
+            self.scenarios[0].fleet.timing.control_s,
+            tuple(dict.fromkeys(s.family for s in self.scenarios)),
+            {
+                "run_id": run.run_id,
+                "algo": config.algo,
+                "seed": config.seed,
+                "scenarios": list(config.scenarios),
+                "scenario_hashes": {s.name: s.hash for s in self.scenarios},
+                "nodes": sorted({len(s.fleet.nodes) for s in self.scenarios}),
+                "steps": self.steps,
+                "git_revision": git_revision(),
+                "flyball_version": __version__,
+                "validation_gain": verdict.gain,
+                "validation": verdict.rows,
+                "passed": verdict.passed,
+            },
+        )
+        onnx = export(network, card, config.out / "policy.onnx")
+        torch.save({"kind": type(network).__name__, "weights": network.state_dict()}, config.out / "network.pt")
+        run.metrics({"gate.gain": verdict.gain, "gate.passed": float(verdict.passed)}, self.steps)
+        run.artifact(onnx)
+        run.onnx_model(onnx)
+        result = {
+            "run_id": run.run_id,
+            "out": str(config.out),
+            "onnx": str(onnx),
+            "algo": config.algo,
+            "passed": verdict.passed,
+            "gain": verdict.gain,
+            "base": self.base,
+            "steps": self.steps,
+            "seconds": round(self.elapsed_s(), 1),
+            "validation": verdict.rows,
+            "curve": self.curve,
+        }
+        (config.out / "run.json").write_text(json.dumps({**result, "config": config.identity()}, indent=1))
+        run.artifact(config.out / "run.json")
+        self.progress("trained", 1.0)
+        return result
+
+    def parameters(self) -> dict[str, Any]:
+        """What the tracked run says of itself."""
+        config = {k: v for k, v in asdict(self.config).items() if k not in ("out", "mlflow_uri")}
+        return {
+            **config,
+            "residual_on": self.base,
+            "base_params": json.dumps(self.params, sort_keys=True),
+            "schema_pool": schema_hash("pool"),
+            "schema_fleet": schema_hash("fleet"),
+            **{f"scenario_hash.{s.name}": s.hash for s in self.scenarios},
+            "git_revision": git_revision(),
+            "flyball_version": __version__,
+        }
+
+
+def _is_finite(network: nn.Module) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in network.parameters())
