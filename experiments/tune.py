@@ -1,0 +1,146 @@
+"""`flyball tune`: search a baseline's constants with a stated CPU budget.
+
+Half the budget draws constants at random, half perturbs the best so far; every candidate is scored on the same
+training windows, and the best few are judged again on validation windows, which alone decide. Every baseline is
+tuned by this search with the same budget and windows (RL.md lesson 1).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import registry
+from ..envs.episodes import run_episodes
+from ..envs.scenario import Scenario, load_scenario
+from ..fleet.errors import BadInput
+
+SPACES: dict[str, dict[str, tuple[float, float]]] = {
+    "uniform": {},
+    "proportional": {},
+    "static": {"prefill_watts": (0.6, 2.0), "prefill_nodes": (0.45, 0.85)},
+    "greedy": {
+        "sharpness": (0.8, 8.0),
+        "horizon_s": (0.1, 3.0),
+        "decode_value": (0.4, 2.5),
+        "prefill_margin": (0.6, 1.5),
+        "fast_s": (3.0, 40.0),
+        "slow_s": (30.0, 300.0),
+        "role_gain": (0.0, 1.0),
+        "role_deadband_nodes": (0.6, 3.0),
+    },
+}
+"""Constants searched per baseline: (low, high), log-uniform where low > 0."""
+
+TUNE_SEED = 1_000
+VALIDATION_SEED = 500_000
+WINDOWS = 16
+FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Result of a search; scores are goodput in tokens/s per MW."""
+
+    baseline: str
+    family: str
+    scenario: str
+    params: dict[str, float]
+    score: float
+    default_score: float
+    candidates: int
+    cpu_s: float
+
+
+def tune(
+    baseline: str,
+    scenario: str | Scenario,
+    cpu_seconds: float = 60.0,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> Tuned:
+    """Search one baseline's constants on one scenario.
+
+    Args:
+        baseline: A name in `SPACES`.
+        scenario: A scenario or its name.
+        cpu_seconds: Budget of the search on training windows.
+        seed: Of the search.
+        progress: Called with the share of the budget spent.
+
+    Raises:
+        BadInput: if the baseline has nothing to tune or the budget is not positive.
+    """
+    if baseline not in SPACES:
+        raise BadInput(f"no baseline {baseline!r} to tune; use {', '.join(SPACES)}")
+    if not cpu_seconds > 0:
+        raise BadInput(f"--cpu-seconds {cpu_seconds:g}: use a number above 0")
+    loaded = load_scenario(scenario) if isinstance(scenario, str) else scenario
+    rng = np.random.default_rng(seed)
+    space = SPACES[baseline]
+
+    def score(params: dict[str, float], block: str, first: int) -> float:
+        policy = registry.baseline(baseline, loaded, params)
+        return float(run_episodes(loaded, policy, range(first, first + WINDOWS), None, block).values(GOODPUT).mean())
+
+    score({}, "train", TUNE_SEED)  # compile before the clock runs
+    started = time.process_time()
+    default = score({}, "train", TUNE_SEED)
+    seen: list[tuple[float, dict[str, float]]] = [(default, {})]
+    while space and (spent := time.process_time() - started) < cpu_seconds:
+        best = max(seen, key=lambda row: row[0])[1]
+        params = _perturb(rng, space, best) if best and spent > cpu_seconds / 2 else _draw(rng, space)
+        seen.append((score(params, "train", TUNE_SEED), params))
+        if progress:
+            progress(min(spent / cpu_seconds, 1.0))
+    cpu_s = time.process_time() - started
+    finalists = sorted(seen, key=lambda row: -row[0])[:FINALISTS]
+    if {} not in [p for _, p in finalists]:
+        finalists.append((default, {}))
+    judged = [(score(p, "validation", VALIDATION_SEED), p) for _, p in finalists]
+    top, params = max(judged, key=lambda row: row[0])
+    default_score = next(s for s, p in judged if not p)
+    return Tuned(baseline, loaded.family, loaded.name, params, top, default_score, len(seen), cpu_s)
+
+
+GOODPUT = "goodput_tok_s_per_mw"
+
+
+def record(result: Tuned, table: dict[str, Any]) -> None:
+    """Enter a result into the table of `registry.TUNED`, and choose the family's best baseline anew."""
+    table.setdefault("baselines", {}).setdefault(result.baseline, {})[result.family] = {
+        "params": result.params,
+        "score": result.score,
+        "default_score": result.default_score,
+        "scenario": result.scenario,
+        "candidates": result.candidates,
+        "cpu_s": round(result.cpu_s, 1),
+    }
+    entries = {name: rows[result.family]["score"] for name, rows in table["baselines"].items() if result.family in rows}
+    table.setdefault("best", {})[result.family] = max(entries, key=lambda name: entries[name])
+
+
+def _draw(rng: np.random.Generator, space: dict[str, tuple[float, float]]) -> dict[str, float]:
+    return {
+        k: _round(np.exp(rng.uniform(np.log(lo), np.log(hi))) if lo > 0 else rng.uniform(lo, hi))
+        for k, (lo, hi) in space.items()
+    }
+
+
+def _perturb(
+    rng: np.random.Generator, space: dict[str, tuple[float, float]], best: dict[str, float]
+) -> dict[str, float]:
+    out = dict(best)
+    for k, (lo, hi) in space.items():
+        if rng.random() < 0.5:
+            step = rng.normal() * 0.15
+            value = best[k] * np.exp(step * np.log(hi / lo)) if lo > 0 else best[k] + step * (hi - lo)
+            out[k] = _round(float(np.clip(value, lo, hi)))
+    return out
+
+
+def _round(value: float) -> float:
+    """Four significant digits: constants that a person can read."""
+    return float(f"{value:.4g}")
