@@ -1,0 +1,511 @@
+"""The tick: telemetry in, bids, settlement, leases out, everything on record.
+
+One dedicated thread ticks; HTTP handlers only leave telemetry and read the last view. A lease is handed out
+only while the last tick is younger than the grace of an un-noticed cut: an engine that hangs lets its agents
+fall back.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from ..fleet.arbiter import ArbiterState, initial_state, settle
+from ..fleet.bids import Bids
+from ..fleet.errors import BadInput
+from ..fleet.observe import observe
+from ..fleet.plan import Plan
+from ..fleet.schema import NODE_BIDS
+from ..fleet.snapshot import Snapshot
+from ..fleet.tables import NEVER_S, PARKED
+from ..fleet.topology import Fleet
+from ..policies.base import Policy
+from .assurance import AssuredPolicy, Decision
+from .audit import AuditTrail, Note
+from .budget import BudgetEvent, fleet_limits
+from .clock import Clock, ServiceClock
+from .explain import clock_text, watts
+from .health import HealthVerdict
+from .notes import NoteTaker
+from .shadow import pack_row
+from .store import AckRow, Fenced, LeaseRow, Override, Store, TickRecord
+from .telemetry import NO_ACK, NodeReport, Telemetry
+from .view import View, audit_rows, domain_sums, measured_w, node_possible_w
+
+log = logging.getLogger(__name__)
+
+NOTES_KEPT = 400
+DRAIN = [f.name for f in NODE_BIDS].index("drain")
+PRUNE_EVERY_S = 3600.0
+
+
+class Mode(StrEnum):
+    """What the service may do: command; show; or only log."""
+
+    ENFORCE = "enforce"
+    ADVISE = "advise"
+    SHADOW = "shadow"
+
+
+class NoPlan(Exception):
+    """There is no fresh plan to lease from: HTTP 503, agents keep what they hold and fall back in time."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a node is told in exchange for its telemetry; `lease` is None in advise and shadow mode."""
+
+    lease: LeaseRow | None
+    stage: int | None
+    clock_frac: float
+    is_cordoned: bool
+    is_drained: bool
+    server_time_s: float
+
+
+@dataclass
+class Counters:
+    """Totals since start."""
+
+    ticks: int = 0
+    late_ticks: int = 0
+    failed_ticks: int = 0
+    failed_commits: int = 0
+    telemetry: int = 0
+    leases_issued: int = 0
+    violation_ws: float = 0.0
+    overshoot_ws: float = 0.0
+    interventions: int = 0
+    cap_changes: int = 0
+    last_tick_s: float = 0.0
+    last_commit_s: float = 0.0
+
+
+def decide(
+    fleet: Fleet, policy: Policy, snapshot: Snapshot, state: ArbiterState, memory: Any = None
+) -> tuple[ArbiterState, Plan, Any]:
+    """One whole decision, observe → bid → settle: the same here as in the simulator."""
+    memory = policy.start(snapshot.batch) if memory is None else memory
+    bids, memory = policy.bid(snapshot, observe(fleet, state, snapshot), memory)
+    state, plan = settle(fleet, state, snapshot, bids)
+    return state, plan, memory
+
+
+class Engine:
+    """The live loop over one fleet.
+
+    Constructing it takes the next epoch in the store, which fences every earlier service on that database.
+
+    Args:
+        fleet: The site.
+        policy: Source of bids.
+        store: Where epochs, leases and the audit live.
+        mode: enforce, advise or shadow.
+        clock: Source of time.
+        fallback: Policy that stands in while `policy` fails; None for neutral bids.
+        policy_deadline_s: Longest that a decision may take; None for half a tick.
+        retention_s: How long ticks and shadow rows are kept.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        policy: Policy,
+        store: Store,
+        mode: Mode | str = Mode.ENFORCE,
+        clock: Clock | None = None,
+        *,
+        fallback: Policy | None = None,
+        policy_deadline_s: float | None = None,
+        retention_s: float = 30 * 86400.0,
+    ) -> None:
+        self.fleet, self.policy, self.store = fleet, policy, store
+        self.mode = Mode(mode)
+        self.clock = clock or ServiceClock()
+        self.counters = Counters()
+        self.assured = AssuredPolicy(fleet, policy, fallback, policy_deadline_s or fleet.timing.tick_s / 2)
+        self.started_s = self.clock.now_s()
+        # what was out before this start: shown until each node has spoken
+        self.restored = store.leases()
+        record = {**site_record(fleet), "policy": policy_record(policy)}
+        self.epoch = store.begin_epoch(self.started_s, self.mode, policy.name, fleet.hash, record)
+        self.telemetry = Telemetry(fleet, self.epoch)
+        self._retention_s = retention_s
+        self._state = initial_state(fleet, 1, self.started_s, self.epoch)
+        self._decision: Decision | None = None
+        self._events: tuple[BudgetEvent, ...] = tuple(store.budget_events(self.started_s))
+        self._orders: dict[str, Override] = store.overrides()
+        self._orders_lock = threading.Lock()
+        self._pending: deque[Note] = deque()
+        self.notes: deque[Note] = deque(maxlen=NOTES_KEPT)
+        self._note_taker, self._trail = NoteTaker(fleet), AuditTrail()
+        self._leases: dict[str, LeaseRow] = {}
+        self._acks: dict[str, AckRow] = {}
+        self._view: View | None = None
+        self._fence: str = ""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pruned_s = self.started_s
+        self.say("service", f"started: epoch {self.epoch}, {self.mode} mode, policy {policy.name}")
+
+    # ── the loop ────────────────────────────────────────────────────────────────────────────────────────
+    def start(self) -> None:
+        """Tick once now, then on a thread of its own every `tick_s`."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="flyball-tick", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the ticking after the tick in progress."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10.0)
+            self._thread = None
+
+    def _run(self) -> None:
+        due_s = time.monotonic()
+        while not self._stop.is_set():
+            try:
+                self.tick()
+            except Exception:
+                # no fresh view means no fresh leases: agents fall back within their ttl
+                self.counters.failed_ticks += 1
+                log.exception("tick failed; leases are withheld until one succeeds")
+            due_s += self.fleet.timing.tick_s
+            late_s = time.monotonic() - due_s
+            if late_s > 0:
+                self.counters.late_ticks += 1
+                due_s += math.floor(late_s / self.fleet.timing.tick_s) * self.fleet.timing.tick_s
+            self._stop.wait(max(due_s - time.monotonic(), 0.0))
+
+    def tick(self) -> View:
+        """Advance the loop by one tick and publish its view."""
+        began_s = time.perf_counter()
+        now_s = self.clock.now_s()
+        timing = self.fleet.timing
+        limits = fleet_limits(self.fleet, self._events, now_s, timing.lease_ttl_s + timing.grace_s)
+        heard = self.telemetry.snapshot(now_s, limits)
+        snapshot = heard if self.mode is Mode.ENFORCE else obedient(heard, self._state)
+        decides = self.counters.ticks % max(round(timing.control_s / timing.tick_s), 1) == 0
+        if decides or self._decision is None:
+            self._decision = self.assured.decide(snapshot, observe(self.fleet, self._state, snapshot))
+            if self._decision.changed:
+                self.say("policy", self._decision.changed)
+        ordered = tuple(self._orders[n.name].kind if n.name in self._orders else "" for n in self.fleet.nodes)
+        state, plan = settle(self.fleet, self._state, snapshot, with_orders(self._decision.bids, ordered))
+        self._state = state if self.mode is Mode.ENFORCE else unmoved(state, heard)
+        view = self._make_view(now_s, heard, plan, limits, ordered)
+        self._count(view)
+        notes = [self._pending.popleft() for _ in range(len(self._pending))] + self._note_taker.notes(view)
+        self.notes.extend(notes)
+        self._commit(view, notes, pack_row(heard, plan, not view.is_trusted) if self._logs_shadow(decides) else None)
+        self._view = view
+        self.counters.ticks += 1
+        self.counters.last_tick_s = time.perf_counter() - began_s
+        return view
+
+    def _logs_shadow(self, decides: bool) -> bool:
+        return decides and self.mode is not Mode.ENFORCE
+
+    def _make_view(self, now_s: float, heard: Snapshot, plan: Plan, limits: Iterable, ordered: tuple[str, ...]) -> View:
+        decision = self._decision
+        assert decision is not None
+        possible_w = node_possible_w(self.fleet, self._state)
+        drawn_w, is_metered = measured_w(self.fleet, heard)
+        return View(
+            tick=self.counters.ticks,
+            time_s=now_s,
+            epoch=self.epoch,
+            heard=heard,
+            state=self._state,
+            plan=plan,
+            limits=tuple(limits),
+            ordered=ordered,
+            source=decision.source,
+            is_trusted=self.assured.is_trusted,
+            node_possible_w=possible_w,
+            domain_possible_w=domain_sums(self.fleet, possible_w) + self.fleet.domain_static["unmanaged_w"],
+            domain_measured_w=drawn_w,
+            is_metered=is_metered,
+        )
+
+    def _count(self, view: View) -> None:
+        self.counters.interventions += int(view.plan.fleet["interventions"][0])
+        before = self._view
+        if before is None:
+            return
+        self.counters.cap_changes += int((view.plan.node["cap_w"] != before.plan.node["cap_w"]).sum())
+        # a pause of the whole service is no reason to extrapolate one sample over it
+        dt_s = min(view.time_s - before.time_s, 5 * self.fleet.timing.tick_s)
+        over_w = np.maximum(view.domain_measured_w - view.in_force_w, 0.0)
+        allowed_w = np.minimum(view.domain_measured_w, view.in_force_w)
+        demanded_w = np.array([limit.limit_w for limit in view.limits])
+        self.counters.violation_ws += float(over_w.sum()) * dt_s
+        self.counters.overshoot_ws += float(np.maximum(allowed_w - demanded_w, 0.0).sum()) * dt_s
+
+    def _commit(self, view: View, notes: list[Note], shadow: bytes | None) -> None:
+        """Group commit of the tick, before its leases can be handed out.
+
+        A store that fails must not stop a cap from being lowered: the view is published all the same, the
+        failure is counted and /readyz tells of it.
+        """
+        began_s = time.perf_counter()
+        node, domain = audit_rows(self.fleet, view)
+        delta, is_keyframe = self._trail.encode(view.time_s, node, domain, int(view.plan.fleet["shed_level"][0]), notes)
+        leases, acks = self._new_leases(view), self._new_acks(view.time_s)
+        record = TickRecord(
+            self.epoch, view.tick, view.time_s, is_keyframe, delta, leases, acks, shadow, self.fleet.hash
+        )
+        try:
+            self.store.commit(record)
+            self._acks.update((a.node, a) for a in acks)
+            if view.time_s - self._pruned_s > PRUNE_EVERY_S:
+                self._pruned_s = view.time_s
+                self.store.prune(view.time_s - self._retention_s)
+        except Fenced as fenced:
+            self._fence = str(fenced)
+            log.error("%s", fenced)
+        except Exception:
+            self.counters.failed_commits += 1
+            # a reader must not apply later deltas to a frame that lacks this one
+            self._trail = AuditTrail()
+            log.exception("the store failed; the plan is issued all the same")
+        self._leases = {**self._leases, **{lease.node: lease for lease in leases}}
+        self.counters.last_commit_s = time.perf_counter() - began_s
+
+    def _new_leases(self, view: View) -> tuple[LeaseRow, ...]:
+        if self.mode is not Mode.ENFORCE:
+            return ()
+        ttl_s, out = self.fleet.timing.lease_ttl_s, []
+        columns = (view.plan.node[name][0].tolist() for name in ("seq", "cap_w", "fallback_w"))
+        for node, seq, cap_w, fallback_w in zip(self.fleet.nodes, *columns, strict=True):
+            old = self._leases.get(node.name)
+            if old is None or (old.seq, old.cap_w, old.fallback_w) != (seq, cap_w, fallback_w):
+                out.append(LeaseRow(node.name, self.epoch, seq, cap_w, fallback_w, ttl_s, view.time_s))
+        return tuple(out)
+
+    def _new_acks(self, now_s: float) -> tuple[AckRow, ...]:
+        rows, fallback_w = self.telemetry.acknowledged()
+        out = []
+        for i in np.flatnonzero(rows["ack_seq"] != NO_ACK):
+            name = self.fleet.nodes[i].name
+            ack = AckRow(name, self.epoch, int(rows["ack_seq"][i]), int(rows["cap_w"][i]), int(fallback_w[i]), now_s)
+            old = self._acks.get(name)
+            if old is None or replace(old, time_s=now_s) != ack:
+                out.append(ack)
+        return tuple(out)
+
+    # ── what agents get ─────────────────────────────────────────────────────────────────────────────────
+    @property
+    def view(self) -> View | None:
+        """The last published picture; None before the first tick."""
+        return self._view
+
+    def fresh_view(self) -> View:
+        """The last view, if leases may be handed out from it.
+
+        Raises:
+            NoPlan: if there is none, it is too old, or a newer service has taken over.
+        """
+        view = self._view
+        if self._fence:
+            raise NoPlan(self._fence)
+        if view is None:
+            raise NoPlan("the service has not made its first plan yet; retry in a second")
+        age_s = self.clock.now_s() - view.time_s
+        if age_s > max(self.fleet.timing.grace_s, 2 * self.fleet.timing.tick_s):
+            raise NoPlan(f"the last plan is {age_s:.1f} s old; leases are withheld until the service ticks again")
+        return view
+
+    def take_node(self, i: int, report: NodeReport) -> Reply:
+        """Take a node's telemetry and answer with its lease.
+
+        Raises:
+            StaleSender: if the sender was superseded.
+            NoPlan: if there is no plan to lease from; the telemetry was kept.
+        """
+        now_s = self.clock.now_s()
+        self.telemetry.report_node(i, report, now_s)
+        self.counters.telemetry += 1
+        view = self.fresh_view()
+        if self.mode is not Mode.ENFORCE:
+            return Reply(None, report.stage, 1.0, False, False, now_s)
+        row = view.plan.node[0][i]
+        self.counters.leases_issued += 1
+        return Reply(
+            self._leases[self.fleet.nodes[i].name],
+            int(row["stage"]),
+            float(row["clock_frac"]),
+            bool(view.cordoned[i]),
+            bool(row["is_drained"]),
+            now_s,
+        )
+
+    def decide(self, snapshot: Snapshot, state: ArbiterState | None = None) -> tuple[ArbiterState, Plan]:
+        """One decision for a snapshot from outside, unaudited; a missing state starts afresh.
+
+        A policy with memory decides as at its first decision.
+        """
+        if state is None:
+            state = initial_state(self.fleet, snapshot.batch, float(snapshot.time_s[0]), 0)
+        state, plan, _ = decide(self.fleet, self.policy, snapshot, state)
+        return state, plan
+
+    # ── what operators do ───────────────────────────────────────────────────────────────────────────────
+    @property
+    def events(self) -> tuple[BudgetEvent, ...]:
+        """Budget events that stand."""
+        return self._events
+
+    @property
+    def orders(self) -> dict[str, Override]:
+        """Standing orders by node."""
+        return dict(self._orders)
+
+    def announce(self, event: BudgetEvent, supersedes: Iterable[str] = ()) -> None:
+        """Durably take a budget event; it applies from the next tick on."""
+        supersedes = tuple(supersedes)
+        with self._orders_lock:
+            known = {e.id for e in self._events}
+            missing = [s for s in supersedes if s not in known]
+            if missing:
+                raise BadInput(f"supersedes {missing[0]!r}: no such standing event; see GET /v1/load-targets")
+            self.store.save_budget_event(event, supersedes)
+            gone = {event.id, *supersedes}
+            kept = [e for e in self._events if e.id not in gone and e.until_s > event.announced_s]
+            self._events = (*kept, event)
+        notice_s = event.start_s - event.announced_s
+        when = f"from {clock_text(event.start_s, event.announced_s)}, {notice_s:.0f} s ahead" if notice_s > 0 else "now"
+        until = "" if event.until_s >= NEVER_S else f", until {clock_text(event.until_s, event.announced_s)}"
+        instead = f", instead of {', '.join(supersedes)}" if supersedes else ""
+        self.say("budget", f"{event.id}: {event.domain} gets {watts(event.limit_w)} {when}{until}{instead}")
+
+    def withdraw(self, event_id: str, author: str) -> None:
+        """Take a standing budget event back.
+
+        Raises:
+            BadInput: if there is none of that id.
+        """
+        with self._orders_lock:
+            if event_id not in {e.id for e in self._events}:
+                raise BadInput(f"no standing budget event {event_id!r}; see GET /v1/load-targets")
+            self.store.withdraw_budget_event(event_id)
+            self._events = tuple(e for e in self._events if e.id != event_id)
+        self.say("budget", f"{event_id} was withdrawn by {author}")
+
+    def order(self, node: str, kind: str, author: str, reason: str) -> None:
+        """Durably cordon or drain a node; the arbiter bounds how many drain at once."""
+        now_s = self.clock.now_s()
+        with self._orders_lock:
+            override = Override(node, kind, author, reason, now_s)
+            self.store.save_override(override)
+            self._orders = {**self._orders, node: override}
+        self.say("health", f"{node}: {kind} ordered by {author}" + (f" ({reason})" if reason else ""))
+
+    def release(self, node: str, author: str) -> None:
+        """Undo a cordon or drain and forget the errors that stood against the node."""
+        with self._orders_lock:
+            self.store.release_override(node, author, self.clock.now_s())
+            self._orders = {n: o for n, o in self._orders.items() if n != node}
+            self.telemetry.forgive(self.fleet.node_index[node])
+        self.say("health", f"{node}: released by {author}")
+
+    def take_health_event(self, node: str, verdict: HealthVerdict, event: dict[str, Any], author: str) -> None:
+        """Durably keep a health event and do what it asks for."""
+        self.store.save_health_event(self.clock.now_s(), node, verdict.action, event)
+        if verdict.action in ("cordon", "drain"):
+            standing = self._orders.get(node)
+            if standing is None or (standing.kind == "cordon" and verdict.action == "drain"):
+                self.order(node, verdict.action, author, verdict.why)
+        elif verdict.action == "restore":
+            self.release(node, author)
+
+    def say(self, kind: str, text: str) -> None:
+        """Put a line on the stream of notes and, with the next tick, into the audit."""
+        self._pending.append(Note(self.clock.now_s(), kind, text))
+
+    def problems(self) -> list[str]:
+        """Why the service is not ready; empty when it is."""
+        out = []
+        try:
+            self.fresh_view()
+        except NoPlan as error:
+            out.append(str(error))
+        if self._trail.frame[0] is None and self.counters.failed_commits:
+            out.append("the store fails: leases are issued but not on record; free disk space or mend the database")
+        return out
+
+
+def site_record(fleet: Fleet) -> dict[str, Any]:
+    """What a reader of the audit needs to know about the site, as JSON."""
+    static = fleet.node_static
+    return {
+        "name": fleet.name,
+        "tick_s": fleet.timing.tick_s,
+        "lease_ttl_s": fleet.timing.lease_ttl_s,
+        "grace_s": fleet.timing.grace_s,
+        "nodes": [
+            {
+                "name": n.name,
+                "domain": int(row["domain"]),
+                "sku": n.sku,
+                "gpus": n.gpus,
+                "cap_min_w": int(row["cap_min_w"]),
+                "cap_max_w": int(row["cap_max_w"]),
+            }
+            for n, row in zip(fleet.nodes, static, strict=True)
+        ],
+        "domains": [
+            {"name": d.name, "parent": int(row["parent"]), "peak_w": d.peak_w}
+            for d, row in zip(fleet.domains, fleet.domain_static, strict=True)
+        ],
+        "services": [s.name for s in fleet.services],
+        # whole, so that a report made weeks later needs no site file
+        "fleet": {k: v for k, v in asdict(fleet).items() if k != "source"},
+    }
+
+
+def policy_record(policy: Policy) -> dict[str, Any]:
+    """What it takes to make the same policy again: its name, and a baseline's constants."""
+    constants = fields(policy) if is_dataclass(policy) else ()
+    values = {f.name: getattr(policy, f.name) for f in constants}
+    return {"name": policy.name, "params": {k: v for k, v in values.items() if isinstance(v, int | float)}}
+
+
+def with_orders(bids: Bids, ordered: tuple[str, ...]) -> Bids:
+    """The bids with a drain bid on every node that was ordered to drain."""
+    if "drain" not in ordered:
+        return bids
+    node = bids.node.copy()
+    node[:, [i for i, kind in enumerate(ordered) if kind == "drain"], DRAIN] = 1.0
+    return replace(bids, node=node)
+
+
+def obedient(heard: Snapshot, state: ArbiterState) -> Snapshot:
+    """What would have been heard had every answering node obeyed the last plan's caps.
+
+    In shadow and advise mode nobody applies the plan, and an arbiter that waits for acknowledgements would
+    propose nothing. Power, demand and latency stay as measured under the incumbent's caps.
+    """
+    node = heard.node.copy()
+    answers = node["is_silent"] == 0
+    node["cap_w"] = np.where(answers, state.node["cap_cmd_w"], node["cap_w"])
+    node["ack_seq"] = np.where(answers, state.node["seq"], node["ack_seq"])
+    return replace(heard, node=node)
+
+
+def unmoved(state: ArbiterState, heard: Snapshot) -> ArbiterState:
+    """The state after a proposed stage move that nobody made: proposals are logged, then taken back."""
+    node = state.node.copy()
+    answers = heard.node["is_silent"] == 0
+    node["stage_cmd"] = np.where(answers, heard.node["stage"], node["stage_cmd"])
+    node["is_parked"] = np.where(answers, heard.node["stage"] == PARKED, node["is_parked"])
+    node["shed_from"] = np.where(answers, 0, node["shed_from"])
+    return replace(state, node=node)
