@@ -2,7 +2,8 @@
 
 A fluid of requests with their tokens: queue -> prefill -> ready -> decode -> done. Whatever leaves one store enters
 the next or is counted as rejected or lost, so tokens are conserved by construction. Waiting beyond the fluid backlog
-is Allen-Cunneen (MODEL.md section 7); output lengths are exponential within a service, as their CV of about 1 says.
+is Allen-Cunneen (MODEL.md section 7), cut off where early rejection turns requests away, so that overload fills
+capacity. Output lengths are exponential within a service, as their CV of about 1 says.
 """
 
 import math
@@ -40,17 +41,20 @@ def histogram_bin(value_s):
 
 
 @kernel(inline=True)
-def _add_wait(histogram, base_s, wait_frac, wait_s, requests):
-    """Add `requests` whose TTFT is base_s plus, with probability wait_frac, an exponential wait of mean wait_s."""
+def _add_wait(histogram, base_s, wait_frac, wait_s, longest_s, requests):
+    """Add `requests` whose TTFT is base_s plus, with probability wait_frac, an exponential wait of mean wait_s.
+
+    Waits beyond `longest_s` do not occur: the exponential is truncated there.
+    """
     histogram[histogram_bin(base_s)] += requests * (1.0 - wait_frac)
-    # six equal-probability slices of the exponential plus its last percent, at their conditional medians
-    histogram[histogram_bin(base_s + 0.0866 * wait_s)] += requests * wait_frac * 0.165
-    histogram[histogram_bin(base_s + 0.286 * wait_s)] += requests * wait_frac * 0.165
-    histogram[histogram_bin(base_s + 0.532 * wait_s)] += requests * wait_frac * 0.165
-    histogram[histogram_bin(base_s + 0.856 * wait_s)] += requests * wait_frac * 0.165
-    histogram[histogram_bin(base_s + 1.334 * wait_s)] += requests * wait_frac * 0.165
-    histogram[histogram_bin(base_s + 2.3 * wait_s)] += requests * wait_frac * 0.165
-    histogram[histogram_bin(base_s + 5.3 * wait_s)] += requests * wait_frac * 0.01
+    # what is left of the exponential below the longest wait, as a factor on its quantiles' probabilities
+    share = 1.0 - math.exp(-longest_s / wait_s) if wait_s > 0.0 else 1.0
+    # six equal-probability slices plus the last percent, at their conditional medians
+    for k in range(7):
+        mass = 0.165 if k < 6 else 0.01
+        below = (k + 0.5) * 0.165 if k < 6 else 0.995
+        wait = -wait_s * math.log(1.0 - below * share)
+        histogram[histogram_bin(base_s + wait)] += requests * wait_frac * mass
 
 
 @kernel
@@ -154,15 +158,24 @@ def serve_step(
     admitted = arrivals
     limit_s = BACKLOG_SHARE * st.ttft_s if pr.early_rejection == 1 else TIMEOUT_TARGETS * st.ttft_s
     room_s = limit_s - service_s - transfer_s - ready_wait_s
+    # the wait that a request may still meet by chance; whoever would wait longer is turned away at the door
+    longest_s = max(room_s - backlog_s, 0.0)
+    too_late = wait_frac * math.exp(-longest_s / max(wait_s, 1e-9))
+    admitted -= arrivals * too_late
     # what fits behind the queue, counting what this step will prefill; nothing where decode alone is late already
     room_tok = room_s * prefill_tok_s + prefill_tok_s * dt_s - sv.queue_tok if room_s > 0.0 else 0.0
-    if arrivals * prompt_tok > room_tok:
-        admitted = max(min(arrivals, room_tok / prompt_tok), 0.0)
+    if admitted * prompt_tok > room_tok:
+        admitted = max(room_tok / prompt_tok, 0.0)
     rejected = arrivals - admitted
     rejected_tok = rejected * (prompt_tok + output_tok)
+    # of those admitted: who waits at all, how long on average, and who meets the target
+    short = 1.0 - math.exp(-longest_s / max(wait_s, 1e-9))
+    waiting = wait_frac * short / max(1.0 - wait_frac + wait_frac * short, 1e-9)
+    mean_wait_s = wait_s - longest_s * (1.0 - short) / short if short > 1e-9 else 0.0
     ok = 0.0
     if base_s < st.ttft_s:
-        ok = 1.0 - wait_frac * math.exp(-(st.ttft_s - base_s) / max(wait_s, 1e-6))
+        in_time = 1.0 - math.exp(-min(st.ttft_s - base_s, longest_s) / max(wait_s, 1e-9))
+        ok = 1.0 - waiting * (1.0 - in_time / short) if short > 1e-9 else 1.0 - waiting
     sv.queue_req += admitted
     sv.queue_tok += admitted * prompt_tok
     sv.queue_out_tok += admitted * output_tok
@@ -170,7 +183,7 @@ def serve_step(
     sv.tick_rejected += rejected
     sv.rejected_tok += rejected_tok
     sv.tick_ttft_ok += admitted * ok
-    sv.tick_ttft_s += admitted * (base_s + wait_frac * wait_s)
+    sv.tick_ttft_s += admitted * (base_s + waiting * mean_wait_s)
     sv.backlog_s = backlog_s + ready_wait_s
 
     # prefill
@@ -278,7 +291,7 @@ def serve_step(
         tot.good_tok += good_tok
         tot.late_tok += late_tok
         if admitted > 0.0:
-            _add_wait(ttft_histogram[b, s], base_s, wait_frac, wait_s, admitted)
+            _add_wait(ttft_histogram[b, s], base_s, waiting, wait_s, longest_s, admitted)
 
 
 @kernel
