@@ -34,6 +34,7 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
 }
 """Constants searched per baseline: (low, high), log-uniform where low > 0."""
 
+GOODPUT = "goodput_tok_s_per_mw"
 TUNE_SEED = 1_000
 VALIDATION_SEED = 500_000
 WINDOWS = 16
@@ -103,9 +104,6 @@ def tune(
     top, params = max(judged, key=lambda row: row[0])
     default_score = next(s for s, p in judged if not p)
     return Tuned(baseline, loaded.family, loaded.name, params, top, default_score, len(seen), cpu_s)
-
-
-GOODPUT = "goodput_tok_s_per_mw"
 
 
 def record(result: Tuned, table: dict[str, Any]) -> None:

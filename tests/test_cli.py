@@ -74,6 +74,13 @@ def test_evaluate_prints_the_contract(tmp_path):
     assert json.loads(call(*args)[1]) == result
 
 
+def test_evaluate_takes_several_scenarios_after_one_flag():
+    """`--scenario a b` compares on both."""
+    args = ("evaluate", "--scenario", "steady", "bursty", "--policy", "static", "--seeds", "1", "--set", "seconds=120")
+    rows = json.loads(call(*args, "--json")[1])["rows"]
+    assert {row["scenario"] for row in rows} == {"steady", "bursty"}
+
+
 def test_a_rate_table_is_a_load(tmp_path):
     """A rate table drives a simulation, and its factor is printed."""
     table = tmp_path / "rates.csv"

@@ -7,12 +7,14 @@ import click
 
 from .cli import emit, json_option, load_option, set_option
 from .console import progress_bar
+from .live_commands import register_live
 
 
 def register(main: click.Group) -> None:
     """Attach every verb to the group, in the order in which help lists them."""
     for command in (demo, scenarios, simulate, evaluate, tune, train, export, bench):
         main.add_command(command)
+    register_live(main)
 
 
 @click.command()
@@ -116,6 +118,7 @@ def simulate(
 
 
 @click.command()
+@click.argument("more", metavar="[SCENARIO]...", nargs=-1)
 @click.option("--suite", default=None, help="A named list of scenarios: standard, demo, smoke.")
 @click.option("--scenario", "names", multiple=True, help="A scenario; repeat for several.")
 @click.option("--policy", "policies", multiple=True, help="A policy; repeat for several. Baselines by default.")
@@ -129,7 +132,7 @@ def simulate(
 )
 @set_option
 @json_option
-def evaluate(suite, names, policies, load, seeds, out, overrides, as_json: bool) -> None:
+def evaluate(more, suite, names, policies, load, seeds, out, overrides, as_json: bool) -> None:
     """Compare policies on the same windows, with paired differences and intervals.
 
     \b
@@ -141,22 +144,21 @@ def evaluate(suite, names, policies, load, seeds, out, overrides, as_json: bool)
     from .experiments.evaluate import evaluate as run
     from .fleet.errors import BadInput
 
+    names = (*names, *more)  # `--scenario a b` reads as `--scenario a --scenario b`
     if suite is not None and names:
         raise BadInput("give --suite or --scenario, not both")
     if suite is not None and suite not in SUITES:
         raise BadInput(f"no suite {suite!r}; use {', '.join(SUITES)}")
-    chosen = names or SUITES[suite or "standard"]
+    suite = suite or (None if names else "standard")
     config = EvaluateConfig(
-        tuple(chosen),
-        tuple(policies) or DEFAULT_POLICIES,
-        suite if names == () else None,
-        load,
-        seeds,
-        out,
-        tuple(overrides),
+        scenarios=names or SUITES[suite],
+        policies=policies or DEFAULT_POLICIES,
+        suite=suite,
+        load=load,
+        seeds=seeds,
+        out=out,
+        overrides=tuple(overrides),
     )
-    if names == () and suite is None:
-        config = EvaluateConfig(**{**config.__dict__, "suite": "standard"})
     with progress_bar("evaluate", as_json) as bar:
         result = run(config, bar)
     if as_json:
