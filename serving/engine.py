@@ -45,6 +45,10 @@ NOTES_KEPT = 400
 DRAIN = [f.name for f in NODE_BIDS].index("drain")
 PRUNE_EVERY_S = 3600.0
 
+RESYNC_S = 6.0
+"""Longest that a service which starts waits for its nodes: an agent without a lease tries every 5 s."""
+RESYNC_LOOK_S = 0.05
+
 
 class Mode(StrEnum):
     """What the service may do: command; show; or only log."""
@@ -60,7 +64,10 @@ class NoPlan(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a node is told in exchange for its telemetry; `lease` is None in advise and shadow mode."""
+    """What a node is told in exchange for its telemetry.
+
+    `lease` is None in advise and shadow mode, and from a service that has just started and has not heard its nodes.
+    """
 
     lease: LeaseRow | None
     stage: int | None
@@ -152,13 +159,15 @@ class Engine:
         self._fence: str = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._is_starting = False
         self._pruned_s = self.started_s
         self.say("service", f"started: epoch {self.epoch}, {self.mode} mode, policy {policy.name}")
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────
     def start(self) -> None:
-        """Tick once now, then on a thread of its own every `tick_s`."""
+        """Tick on a thread of its own: once the nodes were heard or `RESYNC_S` is over, then every `tick_s`."""
         if self._thread is None:
+            self._is_starting = self.mode is Mode.ENFORCE
             self._thread = threading.Thread(target=self._run, name="flyball-tick", daemon=True)
             self._thread.start()
 
@@ -170,6 +179,8 @@ class Engine:
             self._thread = None
 
     def _run(self) -> None:
+        if self._is_starting:
+            self._resync()
         due_s = time.monotonic()
         while not self._stop.is_set():
             try:
@@ -178,12 +189,23 @@ class Engine:
                 # no fresh view means no fresh leases: agents fall back within their ttl
                 self.counters.failed_ticks += 1
                 log.exception("tick failed; leases are withheld until one succeeds")
+            self._is_starting = False
             due_s += self.fleet.timing.tick_s
             late_s = time.monotonic() - due_s
             if late_s > 0:
                 self.counters.late_ticks += 1
                 due_s += math.floor(late_s / self.fleet.timing.tick_s) * self.fleet.timing.tick_s
             self._stop.wait(max(due_s - time.monotonic(), 0.0))
+
+    def _resync(self) -> None:
+        """At a start, hear the nodes before anything is planned for them; meanwhile they keep what they hold.
+
+        Nodes that have not spoken count at their maximum: those heard first would be parked to make room for
+        the others, in the second before these are heard too.
+        """
+        until_s = time.monotonic() + RESYNC_S
+        while not (self._stop.is_set() or time.monotonic() > until_s or self.telemetry.has_heard_all()):
+            self._stop.wait(RESYNC_LOOK_S)
 
     def tick(self) -> View:
         """Advance the loop by one tick and publish its view."""
@@ -334,6 +356,8 @@ class Engine:
         now_s = self.clock.now_s()
         self.telemetry.report_node(i, report, now_s)
         self.counters.telemetry += 1
+        if self._is_starting:
+            return Reply(None, report.stage, 1.0, False, False, now_s)
         view = self.fresh_view()
         if self.mode is not Mode.ENFORCE:
             return Reply(None, report.stage, 1.0, False, False, now_s)

@@ -299,6 +299,13 @@ class Store:
         with self._engine.connect() as c:
             return [tuple(r) for r in c.execute(query.order_by(s.id))]
 
+    def shadow_span(self) -> tuple[float, float] | None:
+        """Times of the first and the last shadow row; None where there is none."""
+        s = t.shadow_log.c
+        with self._engine.connect() as c:
+            first, last = c.execute(sa.select(sa.func.min(s.time_s), sa.func.max(s.time_s))).one()
+        return None if first is None else (first, last)
+
 
 @contextmanager
 def open_store(url: str):
