@@ -111,6 +111,7 @@ def _repair(b, n, dt_s, measured, pr, nd, totals):
 def node_step(b, dt_s, measured, node_static, profiles, params, node, service, totals):
     """Advance caps, clocks, draw and temperature of every node of environment `b` by `dt_s`."""
     pr = params[b]
+    decay = 1.0 - math.exp(-dt_s / THERMAL_TAU_S)
     for n in range(node.shape[1]):
         nd = node[b, n]
         ns = node_static[n]
@@ -171,7 +172,6 @@ def node_step(b, dt_s, measured, node_static, profiles, params, node, service, t
         nd.gpu_w = draw_w * gpus
         nd.tick_gpu_ws += nd.gpu_w * dt_s
         nd.non_gpu_w = float(ns.non_gpu_max_w) * pr.non_gpu_frac
-        decay = 1.0 - math.exp(-dt_s / THERMAL_TAU_S)
         nd.temp_c += (pr.inlet_c + THERMAL_R_C_PER_W * draw_w - nd.temp_c) * decay
         nd.hbm_hot = 1 if nd.temp_c > 95.0 else 0
         if measured and (nd.is_drained == 1):

@@ -122,7 +122,7 @@ def breaker_heat(heat, ratio, dt_s, constant_s):
     """
     if ratio > 1.0:
         return heat + dt_s * (ratio - 1.0) ** 2.04 / constant_s
-    return heat * math.exp(-dt_s / 600.0)
+    return heat * math.exp(-dt_s / 600.0) if heat > 0.0 else 0.0
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -1,7 +1,8 @@
 """`flyball tune`: search a baseline's constants with a stated CPU budget.
 
-Half the budget draws constants at random, half perturbs the best so far; every candidate is scored on the same
-training windows, and the best few are judged again on validation windows, which alone decide. Every baseline is
+The search starts from the defaults and from what is known of other families, draws constants at random for half the
+budget and perturbs the best so far for the other half. Every candidate is scored on the same training windows; the
+best few and the starting points are judged again on validation windows, which alone decide. Every baseline is
 tuned by this search with the same budget and windows (RL.md lesson 1).
 """
 
@@ -89,7 +90,10 @@ def tune(
     score({}, "train", TUNE_SEED)  # compile before the clock runs
     started = time.process_time()
     default = score({}, "train", TUNE_SEED)
+    # what was found for other families is known too: a search that ignored it could lose to it
+    known = [row["params"] for row in registry.tuned()["baselines"].get(baseline, {}).values() if row["params"]]
     seen: list[tuple[float, dict[str, float]]] = [(default, {})]
+    seen += [(score(params, "train", TUNE_SEED), params) for params in known]
     while space and (spent := time.process_time() - started) < cpu_seconds:
         best = max(seen, key=lambda row: row[0])[1]
         params = _perturb(rng, space, best) if best and spent > cpu_seconds / 2 else _draw(rng, space)
@@ -98,8 +102,7 @@ def tune(
             progress(min(spent / cpu_seconds, 1.0))
     cpu_s = time.process_time() - started
     finalists = sorted(seen, key=lambda row: -row[0])[:FINALISTS]
-    if {} not in [p for _, p in finalists]:
-        finalists.append((default, {}))
+    finalists += [row for row in seen[: len(known) + 1] if row not in finalists]
     judged = [(score(p, "validation", VALIDATION_SEED), p) for _, p in finalists]
     top, params = max(judged, key=lambda row: row[0])
     default_score = next(s for s, p in judged if not p)
