@@ -37,3 +37,11 @@ def test_no_document_or_code_names_this_machine():
     files = [f for d in folders for f in (ROOT / d).rglob("*") if f.suffix in (".py", ".md", ".toml", ".j2", ".html")]
     bad = [str(f.relative_to(ROOT)) for f in [*files, ROOT / "README.md"] if pattern.search(f.read_text())]
     assert not bad
+
+
+def test_reference_pages_are_what_the_code_says():
+    """Generated pages are current; if not: make docs."""
+    from flyball.experiments.reference import pages
+
+    for name, text in pages().items():
+        assert (ROOT / "docs" / "reference" / name).read_text() == text, f"{name} is out of date; run: make docs"

@@ -13,11 +13,11 @@ from ..policies.onnx import INPUTS, OUTPUTS
 
 
 def export_run(run: str, out: Path) -> dict[str, Any]:
-    """Write the run's policy to `out`.
+    """Write the run's policy to `out`, and its model card beside it.
 
     Returns:
-        {"onnx", "bytes", "parity", "metadata"}; parity is the largest difference to torch over random tokens, None
-        where the run holds no torch weights (a model from MLflow).
+        {"onnx", "card", "bytes", "parity", "metadata"}; parity is the largest difference to torch over random tokens,
+        None where the run holds no torch weights (a model from MLflow).
 
     Raises:
         BadInput: no such run, or one that has no policy yet.
@@ -36,8 +36,11 @@ def export_run(run: str, out: Path) -> dict[str, Any]:
     shutil.copyfile(source, partial)
     partial.replace(out)
     weights = folder / "network.pt"
+    card = out.with_suffix(".md")
+    card.write_text(model_card(out))
     return {
         "onnx": str(out),
+        "card": str(card),
         "bytes": out.stat().st_size,
         "parity": parity(out, weights) if folder.is_dir() and weights.exists() else None,
         "metadata": _metadata(out),
@@ -70,6 +73,57 @@ def _session(path: Path):
 def _metadata(path: Path) -> dict[str, Any]:
     meta = dict(_session(path).get_modelmeta().custom_metadata_map)
     return {k: json.loads(v) if k in ("run", "families", "baseline_params") else v for k, v in meta.items()}
+
+
+def model_card(path: Path) -> str:
+    """What a policy file says of itself, for people."""
+    meta = _metadata(path)
+    run, params = meta["run"], meta["baseline_params"]
+    rows = [
+        f"| {r['scenario']} | {r['base']:,.0f} | {r['policy']:,.0f} | {r['gain']:+.2%} | {r['violation_ws']:g} |"
+        for r in run.get("validation", [])
+    ]
+    steps = f"--steps {run.get('steps', 0)}"
+    command = f"flyball train {' '.join(run.get('scenarios', []))} --algo {run.get('algo')} {steps} "
+    command += f"--seed {run.get('seed')} --warm-start {meta['baseline']}"
+    lines = [
+        f"# {path.stem}",
+        f"A learned residual over the `{meta['baseline']}` baseline: bids of watts and nodes per pool, and of slack "
+        f"for the fleet, every {float(meta['control_s']):g} s.",
+        "| | |",
+        "|---|---|",
+        f"| Learned by | {run.get('algo')}, seed {run.get('seed')}, {run.get('steps', 0):,} steps |",
+        f"| On | {', '.join(run.get('scenarios', []))}: generated load, fleets of {run.get('nodes')} nodes |",
+        f"| Base | `{meta['baseline']}`, constants "
+        + ", ".join(f"{k} {v:g}" for k, v in sorted(params.items()))
+        + f" (hash `{meta['baseline_hash']}`) |",
+        f"| Schema | pool `{meta['schema_pool']}`, fleet `{meta['schema_fleet']}` |",
+        f"| From | Flyball {run.get('flyball_version')}, revision {run.get('git_revision') or 'unknown'} |",
+        "",
+        "## Validation",
+        "",
+        "Goodput in tokens/s per MW of nominal power, means over windows that neither trained nor chose the policy, "
+        "in the plant.",
+        "",
+        "| scenario | base | policy | difference | violation, W s |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        "Scores against every baseline, with intervals: `flyball evaluate --suite standard --policy FILE`.",
+        "",
+        "## Limits",
+        "",
+        "Trained and judged in the plant, on generated load. Other sites, models and loads than those named above are "
+        "extrapolation: evaluate before use, and run in shadow mode first. Safety does not depend on this file: the "
+        "arbiter holds every limit whatever it bids.",
+        "",
+        "## Command",
+        "",
+        "```",
+        command,
+        "```",
+    ]
+    return "\n".join([lines[0], "", lines[1], "", *lines[2:]]) + "\n"
 
 
 def random_inputs(rng: np.random.Generator, batch: int, pools: int) -> dict[str, np.ndarray]:

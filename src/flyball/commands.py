@@ -292,9 +292,8 @@ def export(run: str, out: Path, as_json: bool) -> None:
     if as_json:
         emit(result)
         return
-    click.echo(
-        f"wrote {result['onnx']} ({result['bytes']:,} bytes, largest difference to torch {result['parity']:.1e})"
-    )
+    parity = "" if result["parity"] is None else f", largest difference to torch {result['parity']:.1e}"
+    click.echo(f"wrote {result['onnx']} ({result['bytes']:,} bytes{parity}) and its card {result['card']}")
 
 
 @click.group()
