@@ -113,9 +113,7 @@ def run_agent(config: AgentConfig) -> None:
         GuardianGone: the guardian died; caps are at the fallback, and a supervisor should start it again.
     """
     config.check()
-    client = ServiceClient(
-        config.server, config.node, config.token or os.environ.get(TOKEN_VARIABLE), config.timeout_s
-    )
+    client = ServiceClient(config.server, config.node, config.token or os.environ.get(TOKEN_VARIABLE), config.timeout_s)
     _load_nvml(config)
     files = None if config.is_dry_run else OwnershipFile(config.state_dir, config.node)
     guardian = None if config.is_dry_run else start_guardian(config.hang_limit_s)
@@ -160,9 +158,7 @@ def restore_caps(config: AgentConfig) -> dict[str, int]:
             return {}  # the reboot has restored them
         gpus = {g.uuid: g for g in nvml.open_gpus()}
         restored = {
-            uuid: nvml.set_cap_w(gpus[uuid], owned.original_cap_w)
-            for uuid, owned in left.gpus.items()
-            if uuid in gpus
+            uuid: nvml.set_cap_w(gpus[uuid], owned.original_cap_w) for uuid, owned in left.gpus.items() if uuid in gpus
         }
         nvml.close_gpus()
         files.store(replace(left, fallback_w=UNKNOWN_W, gpus={}))
@@ -246,8 +242,9 @@ class _Loop:
             _log.info("%s answers", self.config.server)
         self.backoff, self.last_error, self.was_answered = self.backoff.succeeded(), "", True
         self.hardware.forget_xids(self.last_xid)
-        self.stages.command(answer.reply)
         if answer.reply.lease is not None:
+            # without a lease the service commands nothing, stages and drains included
+            self.stages.command(answer.reply)
             self._take(answer.reply, sent_at_s, now_s)
         return max(sent_at_s + self.config.tick_s, now_s)
 
@@ -360,9 +357,7 @@ class _Loop:
         if lease is None or self.hardware.guardian is None:
             return
         self.hardware.read()
-        self.hardware.set_caps(
-            split_w(lease.fallback_w, self.hardware.gpus, self.hardware.lost), only_lower=True
-        )
+        self.hardware.set_caps(split_w(lease.fallback_w, self.hardware.gpus, self.hardware.lost), only_lower=True)
         if self.clock_frac < 1.0:
             self.hardware.set_clock_ceiling(1.0)
         _log.info("stopped at the fallback of %d W", lease.fallback_w)

@@ -171,8 +171,7 @@ class ServiceClient:
             )
         if status in (400, 413, 415, 422):
             return AgentRefused(
-                f"{self.server} does not understand this agent (HTTP {status}){said}; "
-                "run the same version on both",
+                f"{self.server} does not understand this agent (HTTP {status}){said}; run the same version on both",
                 status,
             )
         return Unanswered(f"{self.server} answered HTTP {status}{said}")

@@ -144,11 +144,7 @@ class _Watch:
         poller.register(self.pipe, select.POLLIN | select.POLLHUP)
         while True:
             now_s = boottime_s()
-            wake_s = (
-                now_s + LOOK_AGAIN_S
-                if self.has_fallen
-                else min(self.heard_s + self.hang_limit_s, self.deadline_s)
-            )
+            wake_s = now_s + LOOK_AGAIN_S if self.has_fallen else min(self.heard_s + self.hang_limit_s, self.deadline_s)
             if poller.poll(max(math.ceil((wake_s - now_s) * 1000), 0)):
                 data = os.read(self.pipe, MAX_MESSAGE_BYTES)
                 if not data:

@@ -222,9 +222,7 @@ class NodeHardware:
         self.owned = left
         if left.boot_id != self.boot_id:
             # the reboot took the caps; the epoch obeyed is remembered all the same
-            self.owned = replace(
-                left, boot_id=self.boot_id, fallback_w=UNKNOWN_W, has_clock_ceiling=False, gpus={}
-            )
+            self.owned = replace(left, boot_id=self.boot_id, fallback_w=UNKNOWN_W, has_clock_ceiling=False, gpus={})
             return
         orphans = {u: o.fallback_w for u, o in left.gpus.items()}
         if orphans:

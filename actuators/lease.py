@@ -121,24 +121,14 @@ class LeaseState:
         verdict = self._judge(lease, sent_at_s, now_s)
         if verdict is not Verdict.ACCEPTED:
             return self, verdict
-        if (
-            self.lease is not None
-            and self.lease.is_same_command(lease)
-            and sent_at_s + lease.ttl_s < self.deadline_s
-        ):
+        if self.lease is not None and self.lease.is_same_command(lease) and sent_at_s + lease.ttl_s < self.deadline_s:
             # an answer overtaken by a later renewal must not shorten what that one gave
             return self, verdict
         return replace(self, epoch=lease.epoch, seq=lease.seq, lease=lease, sent_at_s=sent_at_s), verdict
 
     def _judge(self, lease: Lease, sent_at_s: float, now_s: float) -> Verdict:
         # written so that NaN is malformed
-        if not (
-            lease.ttl_s > 0
-            and lease.cap_w >= 0
-            and lease.fallback_w >= 0
-            and lease.epoch >= 0
-            and lease.seq >= 0
-        ):
+        if not (lease.ttl_s > 0 and lease.cap_w >= 0 and lease.fallback_w >= 0 and lease.epoch >= 0 and lease.seq >= 0):
             return Verdict.MALFORMED
         if lease.epoch < self.epoch:
             return Verdict.OLD_EPOCH

@@ -241,9 +241,7 @@ def read(gpu: Gpu, xids: Sequence[int] = ()) -> GpuReading:
         energy_mj = _or(math.nan, pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
     cap_mw = int(fields[_CAP]) if _CAP in fields else _call(pynvml.nvmlDeviceGetPowerManagementLimit, handle)
     enforced_mw = (
-        int(fields[_ENFORCED])
-        if _ENFORCED in fields
-        else _or(cap_mw, pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+        int(fields[_ENFORCED]) if _ENFORCED in fields else _or(cap_mw, pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
     )
     util = _or(None, pynvml.nvmlDeviceGetUtilizationRates, handle)
     return GpuReading(
@@ -291,9 +289,7 @@ def thermal_margin_c(gpu: Gpu) -> float:
     margin = _or(None, pynvml.nvmlDeviceGetMarginTemperature, handle)
     if margin is not None:
         return float(margin)
-    threshold = _or(
-        None, pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
-    )
+    threshold = _or(None, pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)
     return math.nan if threshold is None else float(threshold - _call(_temperature, handle))
 
 

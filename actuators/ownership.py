@@ -88,9 +88,7 @@ class OwnershipFile:
             except BlockingIOError:
                 if time.monotonic() > until_s:
                     os.close(self._lock)
-                    raise BadInput(
-                        f"another agent already runs for node {node!r} ({self.path}); stop it"
-                    ) from None
+                    raise BadInput(f"another agent already runs for node {node!r} ({self.path}); stop it") from None
                 time.sleep(0.02)
         self.node = node
         self._flushed_epoch: int | None = None

@@ -202,6 +202,11 @@ class Telemetry:
         with self._lock:
             return self._node.copy(), self._fallback_w.copy()
 
+    def has_heard_all(self) -> bool:
+        """Whether every node has reported since the start."""
+        with self._lock:
+            return bool((self._node_at_s > -NEVER_S).all())
+
     def identity(self, i: int) -> dict:
         """Who the node says it is: boot, GPUs by UUID, standing codes."""
         with self._lock:

@@ -22,13 +22,9 @@ def load_emulated(state: Path | str | None = None) -> ctypes.CDLL:
     """
     path = state or os.environ.get(STATE_VARIABLE)
     if not path:
-        raise EmulatorError(
-            f"emulated NVML has no state file; set {STATE_VARIABLE} to one made by EmulatedGpus.create"
-        )
+        raise EmulatorError(f"emulated NVML has no state file; set {STATE_VARIABLE} to one made by EmulatedGpus.create")
     if not Path(path).is_file():
-        raise EmulatorError(
-            f"no emulated GPUs at {path}; start the emulation first or correct {STATE_VARIABLE}"
-        )
+        raise EmulatorError(f"no emulated GPUs at {path}; start the emulation first or correct {STATE_VARIABLE}")
     os.environ[STATE_VARIABLE] = str(path)
     # RTLD_GLOBAL and the soname make a later CDLL("libnvidia-ml.so.1") return this library
     return ctypes.CDLL(str(library_path()), mode=ctypes.RTLD_GLOBAL)

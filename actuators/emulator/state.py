@@ -163,9 +163,7 @@ class EmulatedGpus:
         if not path.is_file():
             raise EmulatorError(f"no emulated GPUs at {path}; make them with EmulatedGpus.create")
         if path.stat().st_size < HEADER.itemsize:
-            raise EmulatorError(
-                f"{path} is not a file of emulated GPUs; make it anew with EmulatedGpus.create"
-            )
+            raise EmulatorError(f"{path} is not a file of emulated GPUs; make it anew with EmulatedGpus.create")
         raw = np.memmap(path, np.uint8, "r+")
         header = raw[: HEADER.itemsize].view(HEADER)
         count = int(header["gpus"][0])

@@ -7,8 +7,9 @@ What is possible. `cap_possible_w` is the largest cap that a node may be running
 sent. When the agent reads back a sequence at or above `wait_seq`, every older command is dead: after the
 firmware's lag the node may run the cap that was read back or any command sent after `wait_seq` (`since_w`), and
 nothing else. `wait_seq` then moves to the newest sequence, so a node whose command changes at every tick is
-released as fast as one whose command stands still. A node that was silent may have rebooted: its maximum is
-possible until it is heard again.
+released as fast as one whose command stands still. A node that reads back more than the very command that it
+acknowledges cannot obey (a GPU that nobody reaches any more): it counts at its read-back until it does. A node
+that was silent may have rebooted: its maximum is possible until it is heard again.
 """
 
 import numpy as np
@@ -51,7 +52,7 @@ UNSHED_MARGIN = 0.02
 
 
 @kernel
-def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s):
+def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl_s):
     """Advance one node's record of what it may be running by what its telemetry says."""
     is_silent = sn.is_silent != 0
     if is_silent:
@@ -72,10 +73,12 @@ def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s):
     elif sn.stage != PARKED:
         st.is_parked = 0
     has_answered = sn.ack_seq >= st.wait_seq
-    if has_answered:
-        st.unacked_s = 0.0
-    else:
+    if sn.ack_seq >= st.seq and sn.cap_w > st.cap_cmd_w:
+        st.unacked_s = max(st.unacked_s, lease_ttl_s + hold_step_s)  # it cannot obey: held from now on
+    elif not has_answered:
         st.unacked_s += hold_step_s
+    elif st.unacked_s <= lease_ttl_s or sn.cap_w <= st.cap_cmd_w:
+        st.unacked_s = 0.0
     if sn.ack_seq >= st.seq:
         st.fallback_possible_w = st.fallback_w
     if sn.cap_w == UNKNOWN_W:  # an inconclusive read changes nothing
@@ -161,6 +164,9 @@ def bound_targets(node_static, domain, domain_static, st_node, node):
         lo, hi = static.cap_min_w, static.cap_min_w
         if kind in (SILENT, HELD):
             lo = hi = node[CHARGE, i]
+            if kind == HELD and st_node[i].hold_s > 0.0:
+                # nobody is shed for watts that the firmware's lag alone still holds
+                lo = hi = min(node[CHARGE, i], st_node[i].settling_w)
         elif kind == PARKING:
             if node[WISH, i] < 0 and st_node[i].is_parked != 0:
                 lo = hi = static.parked_max_w

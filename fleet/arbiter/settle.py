@@ -151,7 +151,7 @@ def read_nodes(dt_s, fleet, node_static, sn_node, st_node, bid_node, node, weigh
         is_fresh = sn.is_silent == 0 and sn.age_s <= fleet.stale_s
         node[STAGE_BEFORE, i] = st.stage_cmd
         st.dwell_s = min(st.dwell_s + dt_s, MAX_DWELL_S)
-        acknowledge(static, sn, st, is_fresh, hold_step_s, fleet.firmware_lag_s)
+        acknowledge(static, sn, st, is_fresh, hold_step_s, fleet.firmware_lag_s, fleet.lease_ttl_s)
         is_obeying = is_fresh and st.unacked_s <= fleet.lease_ttl_s
         node[FRESH, i] = is_obeying
         # a parked node is weighed as the pool that it left would weigh it: it has no share while parked
@@ -249,7 +249,8 @@ def write_plan(fleet, node_static, sn_node, st_node, plan_node, node, weight, po
             cap_w = st.cap_cmd_w
         fallback_w = min(cap_w, st.fallback_share_w)
         is_changed = st.stage_cmd != node[STAGE_BEFORE, i]
-        if node[FRESH, i] != 0 and sn.ack_seq >= st.seq and sn.cap_w != UNKNOWN_W and sn.cap_w != st.cap_cmd_w:
+        is_fresh = sn.is_silent == 0 and sn.age_s <= fleet.stale_s
+        if is_fresh and sn.ack_seq >= st.seq and sn.cap_w != UNKNOWN_W and sn.cap_w != st.cap_cmd_w:
             is_changed = True  # acknowledged and not in force: say it again under a new sequence
         # a ramped raise is one that the tick's step, not the watts, cut short
         is_held_back = node[ALLOWED, i] < min(target_w, st.cap_cmd_w + np.int64(fleet.raise_w_per_s * fleet.tick_s))

@@ -337,3 +337,40 @@ def test_a_lying_clock_breaks_no_limit(world, clock):
         for d, domain in enumerate(fleet.domains):
             assert charged_w(fleet, state, d) <= domain.peak_w
         sn = world.follow(sn, state, plan, 0.0)
+
+
+@quick
+@given(
+    seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(("constant", "power")), notice_s=st.sampled_from([0.0, 8.0])
+)
+def test_a_node_that_cannot_obey_counts_at_what_it_reads_back(world, seed, kind, notice_s):
+    """Guarantee 1 with a lost GPU: its node acknowledges and stays above its cap, and the others make room for it."""
+    rng = np.random.default_rng(seed)
+    fleet = world.site((4, 4), 1.25)
+    state = initial_state(fleet, 1, assume_acked=True)
+    emulated = world.emulate(fleet, state, rng)
+    broken = emulated.nodes[int(rng.integers(8))]
+    receive, stuck_w = broken.receive, 0
+
+    def obey(row, now_s, lag_s):
+        row = row.copy()
+        row["cap_w"] = max(int(row["cap_w"]), stuck_w)
+        receive(row, now_s, lag_s)
+
+    for tick in range(45):
+        if tick == 5:
+            stuck_w, broken.receive = min(broken.cap_w, 2100), obey
+        if tick == 20 and notice_s:
+            emulated.announce(0, int(fleet.domains[0].peak_w * 0.9), notice_s)
+        elif tick == 20:
+            emulated.set_limit(0, int(fleet.domains[0].peak_w * 0.9))
+        look = emulated.look()
+        look.node["demand_w"] = 5000.0  # every watt is wanted, so that none is spare by chance
+        look.node["xid"][0, emulated.nodes.index(broken)] = 79 if tick >= 5 else 0
+        bids = world.bids(fleet, rng, kind, tick)
+        bids.node[:] = 0.0  # nobody else takes the drain that the broken node needs
+        state, plan = settle(fleet, state, look, bids)
+        emulated.act(plan, emulated.__class__.assert_within_limits)
+    i = emulated.nodes.index(broken)
+    assert plan.node["is_drained"][0, i] and plan.node["cap_w"][0, i] <= stuck_w
+    assert state.node["cap_possible_w"][0, i] == stuck_w
