@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from ..fleet.schema import schema_hash
 from .evaluate import SUITES, TEST_SEED, EvaluateConfig, evaluate
 from .machine import machine, versions
 from .story import BEST, LEARNED, STATIC, Cut, Replay, Site, Story, save_story, write_whole
+
+if TYPE_CHECKING:
+    from .live import LiveScript
 
 Progress = Callable[[str, float], None]
 
@@ -73,23 +76,40 @@ def run_demo(out: Path, quick: bool, load: str | None, progress: Progress) -> di
         progress: Called with a label and the share done.
 
     Returns:
-        {"scenario", "policy", "load", "load_scale", "seed", "kpis", "report", "picture", "evaluation", "training",
-        "seconds"}; KPIs are those of the replayed episode.
+        {"scenario", "policy", "load", "load_scale", "seed", "kpis", "events", "explanations"} of the live part,
+        "replay" (the same keys up to "kpis" of the replayed episode), "report", "picture", "evaluation", "training",
+        and "seconds".
 
     Raises:
-        BadInput: a load file that cannot be read or is too short, or no [train] extra to train with.
+        BadInput: a load file that cannot be read or is too short, an extra that is missing, or no C compiler for the
+            emulated GPUs.
     """
     command = ["flyball", "demo", "--out", str(out)]
     command += ["--quick"] if quick else []
     command += ["--load", load] if load else []
-    return tell(QUICK if quick else FULL, Path(out), load, progress, shlex.join(command))
+    script = _live_script(quick)
+    return tell(QUICK if quick else FULL, Path(out), load, progress, shlex.join(command), script)
 
 
-def tell(config: DemoConfig, out: Path, load: str | None, progress: Progress, command: str) -> dict[str, Any]:
-    """`run_demo` with every setting in hand."""
+LIVE_SHARE = 0.35
+"""Of a demo's progress that its live part takes."""
+
+
+def tell(
+    config: DemoConfig,
+    out: Path,
+    load: str | None,
+    progress: Progress,
+    command: str,
+    script: "LiveScript | None" = None,
+) -> dict[str, Any]:
+    """`run_demo` with every setting in hand; without a script there is no live part, and KPIs are the replay's."""
     from .report import PICTURE, REPORT, write_picture, write_report
 
     started = time.monotonic()
+    everything = progress
+    if script is not None:
+        progress = _part(everything, 0.0, 1.0 - LIVE_SHARE, "")
     progress("reading the load", 0.0)
     _check(config, load)
     _start_afresh(out)
@@ -109,6 +129,17 @@ def tell(config: DemoConfig, out: Path, load: str | None, progress: Progress, co
     evaluation = evaluate(comparison, _part(progress, trained + 0.02, 0.94, "judging: "))
     progress("replaying through ONNX Runtime", 0.95)
     replays, source, scale = _replay(scenario, shown, load)
+    live, extra = None, {}
+    if script is not None:
+        from .live import run_live
+
+        progress = _part(everything, 1.0 - LIVE_SHARE, 1.0, "live: ")
+        live = run_live(out / "live", shown.name, _part(progress, 0.0, 0.9, ""), load, script)
+        progress = _part(everything, 1.0 - LIVE_SHARE, 1.0, "")
+        extra = {
+            "live": live.to_dict(),
+            "shadow": _shadow(scenario, shown, out, _part(progress, 0.9, 0.96, "shadow: ")),
+        }
     story = Story(
         scenario=scenario.name,
         summary=scenario.summary,
@@ -136,24 +167,47 @@ def tell(config: DemoConfig, out: Path, load: str | None, progress: Progress, co
             "quick": config.training is None,
             "is_tuned": scenario.family in registry.tuned()["best"],
         },
+        extra=extra,
     )
     progress("writing the report", 0.97)
     write_picture(out / PICTURE, story)
     write_report(out / REPORT, story)
     save_story(story, out / STORY)  # last: it marks the demo as finished
     progress("done", 1.0)
-    return {
+    replay = {
         "scenario": story.scenario,
         "policy": story.policy,
         "load": source,
         "load_scale": scale,
         "seed": story.seed,
         "kpis": story.replay(LEARNED).kpis,
+    }
+    return {
+        **(replay if live is None else live.summary()),
+        "replay": replay,
         "report": str(out / REPORT),
         "picture": str(out / PICTURE),
         "evaluation": evaluation,
         "training": story.training,
+        "shadow": extra.get("shadow"),
         "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _shadow(scenario: Scenario, shown: "Shown", out: Path, progress: Progress) -> dict[str, Any]:
+    """Run the policy in shadow beside a static cap table, and keep what the demo's report says of it."""
+    from .shadow_report import make_shadow_demo
+
+    result = make_shadow_demo(out / "shadow", round(scenario.seconds), progress, shown.name)
+    change = next(c for c in result["prediction"]["changes"] if c["kpi"] == "goodput_tok_s_per_mw")["change"]
+    return {
+        "report": str(out / "shadow" / "shadow.html"),
+        "link": "shadow/shadow.html",
+        "policy": shown.name,
+        "seconds": result["range"]["seconds"],
+        "differs_frac": result["disagreement"]["differs_frac"],
+        "goodput_change": {"mean": change["mean"], "ci95": change["ci95"], "range95": change["range95"]},
+        "incumbent": result["incumbent"],
     }
 
 
@@ -176,6 +230,16 @@ class Shown:
     training: dict[str, Any] | None = None
     card: dict[str, Any] | None = None
     commands: tuple[str, ...] = ()
+
+
+def _live_script(quick: bool) -> "LiveScript":
+    try:
+        from .live import FULL, QUICK
+    except ImportError as e:
+        raise BadInput(
+            f"the live part needs the [serve] and [agent] extras ({e.name} is missing); pip install 'flyball[all]'"
+        ) from None
+    return QUICK if quick else FULL
 
 
 def cuts(scenario: Scenario, seed: int) -> tuple[Cut, ...]:

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,17 @@ def _refusals(story: Story) -> Section:
     return Section("What the arbiter refused", text, charts.svg(charts.refusals_chart(story), 3.2, alt))
 
 
+def _live(story: Story, index: int) -> Section | None:
+    """One chart of the live part; the last one is followed by what happened, in words."""
+    if "live" not in story.extra:
+        return None
+    from .live import LiveResult
+    from .live_charts import CHARTS
+
+    title, text, drawing = CHARTS[index](LiveResult.from_dict(story.extra["live"]))
+    return Section(title, text, drawing, "live" if index == len(CHARTS) - 1 else "")
+
+
 def _table(story: Story) -> Section:
     rows = story.evaluation["rows"]
     names = {kind: [r["scenario"] for r in _mine(story) if verdict(r) == kind] for kind in VERDICTS}
@@ -387,12 +399,36 @@ def _made(story: Story) -> Section:
     return Section("How this was made", text, "", "made")
 
 
+def _shadow(story: Story) -> Section | None:
+    """What shadow mode would have changed, and where its own report is."""
+    if "shadow" not in story.extra:
+        return None
+    shadow = story.extra["shadow"]
+    table, change = shadow["incumbent"], shadow["goodput_change"]
+    low, high = change["range95"]
+    return Section(
+        "Beside what you have: shadow mode",
+        f"For {shadow['seconds'] / 60:.0f} minutes the same loop ran with no write path beside a static cap table "
+        f"({table['prefill_w']:.0f} W per prefill GPU, {table['decode_w']:.0f} W per decode GPU: the "
+        f"strongest that fits {table['fits_frac']:.0%} of the limit, so that no cut exceeds it). Flyball would have "
+        f"set {shadow['differs_frac']:.0%} of node-time differently. Replayed in the plant, that is a change of "
+        f"{change['mean']:+.1%} in tokens/s per MW; over what is not known of the site 95 % of draws lie between "
+        f"{low:+.1%} and {high:+.1%}.",
+        "",
+        "shadow",
+    )
+
+
 SECTIONS: tuple[Callable[[Story], Section | None], ...] = (
     _power,
     _tokens,
     _latency,
     _stages,
     _refusals,
+    partial(_live, index=0),
+    partial(_live, index=1),
+    partial(_live, index=2),
+    _shadow,
     _table,
     _learning,
     _made,

@@ -116,4 +116,13 @@ def show_demo(result: dict[str, Any]) -> None:
     """The demo's last words."""
     if "evaluation" in result:
         show_evaluation(result["evaluation"])
+    if "events" in result:
+        print("\nLive, on emulated GPUs:")
+        for event in result["events"]:
+            print(f"  {event['t_s']:6.1f} s  {event['text']}")
+        k = result["kpis"]
+        print(
+            f"  above a limit in force: {k['budget_violation_ws']:g} W s; let through by the grace: "
+            f"{k['overshoot_ws'] / 1e3:.1f} kW s in {k['overshoot_s']:.1f} s"
+        )
     print(f"\nReport: {result['report']}")
