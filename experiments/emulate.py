@@ -147,6 +147,7 @@ class Reporter:
         self.accepted: dict[str, float] = {}
         self.refused: list[str] = []
         self.seen: dict[str, Any] | None = None
+        self.seen_s = -math.inf
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -175,6 +176,7 @@ class Reporter:
             try:
                 self._agent.call("POST", "/v1/telemetry", body)
                 self.seen = self._operator.call("GET", "/v1/fleet")
+                self.seen_s = time.monotonic()
             except ServiceFailed:
                 self.seen = None
             except BadInput as error:
@@ -527,7 +529,9 @@ class Emulation:
         """What holds every node's cap, shape (N,)."""
         assert self.reporter is not None
         is_served = self.reporter.seen is not None and epoch >= self.reporter.seen["epoch"]
-        is_low = self._cap_w <= np.maximum(fallback_w, self.floors_w())
+        # a lease lives on for its time after the last answer, give or take a tick
+        is_dead = time.monotonic() - self.reporter.seen_s > self.fleet.timing.lease_ttl_s - self.tick_s
+        is_low = is_dead & (self._cap_w <= np.maximum(fallback_w, self.floors_w()))
         drained = np.array([is_drained for _, is_drained in self._commands])
         status = np.where(drained, DRAINED, LEASED)
         status = np.where(~is_served & is_low, FALLEN, status)

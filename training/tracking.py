@@ -111,6 +111,7 @@ def track(out: Path, name: str, uri: str | None = None):
     # a server that is not there must be said at once, not after minutes of retries
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     try:
         mlflow.set_tracking_uri(store)
         client = mlflow.MlflowClient(store)
@@ -128,5 +129,12 @@ def track(out: Path, name: str, uri: str | None = None):
         run.flush()
         client.set_terminated(run_id, "FAILED")
         raise
-    run.flush()
-    client.set_terminated(run_id, "FINISHED")
+    else:
+        run.flush()
+        client.set_terminated(run_id, "FINISHED")
+    finally:
+        # MLflow keeps the store in the environment: a later run of this process must not inherit it
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before

@@ -143,7 +143,7 @@ def agent(
     except ImportError as e:
         raise _needs("agent", e) from None
     _log()
-    given = {
+    given: dict[str, Any] = {
         "node": node,
         "state_dir": state_dir,
         "stage_file": stage_file,

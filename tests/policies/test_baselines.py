@@ -58,13 +58,14 @@ def test_the_tuned_table_names_known_constants():
 
 
 def test_greedy_gives_more_watts_to_the_stage_with_more_to_do():
-    """Where watts are scarce, longer prompts raise the watt bid of prefill over that of decode."""
+    """Where watts are scarce, shorter answers move watts from decode to prefill."""
     core = core_of("greedy", "steady", batch=1)
+    core.background = registry.baseline("greedy", core.scenario, {})
     policy, snapshot = core.background, core.plant.snapshot.copy()
     snapshot.domain["limit_w"][:, 0] = 85_000
     memory = policy.start(1)
     calm, _ = policy.bid(snapshot, core.observation, memory)
-    snapshot.service["prompt_tokens"] *= 3
+    snapshot.service["output_tokens"] *= 0.3
     busy, _ = policy.bid(snapshot, core.observation, memory)
     lead = lambda bids: float(bids.pool[0, 0, 0] - bids.pool[0, 1, 0])  # noqa: E731
     assert lead(busy) > lead(calm)
