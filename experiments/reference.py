@@ -78,15 +78,17 @@ def cli_page() -> str:
 
     out = ["# Command line", "Every verb takes `--json`; exit code 2 means that the input can be mended."]
 
-    def describe(command: click.Command, path: list[str]) -> None:
-        context = click.Context(command, info_name=" ".join(path), max_content_width=100, terminal_width=100)
-        out.append(f"## {' '.join(path)}\n\n```\n{command.get_help(context)}\n```")
+    def describe(command: click.Command, name: str, parent: click.Context) -> None:
+        # under its parent, as when it is called: help options are inherited, and click remembers them
+        context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+        out.append(f"## {context.command_path}\n\n```\n{command.get_help(context)}\n```")
         if isinstance(command, click.Group):
-            for name in sorted(command.commands):
-                describe(command.commands[name], [*path, name])
+            for child in sorted(command.commands):
+                describe(command.commands[child], child, context)
 
+    root = click.Context(main, info_name="flyball", **main.context_settings)
     for name in sorted(main.commands):
-        describe(main.commands[name], ["flyball", name])
+        describe(main.commands[name], name, root)
     return "\n\n".join(out) + "\n"
 
 
