@@ -25,6 +25,9 @@ KPI_UNITS = {
     "interventions": "bids not granted, summed over nodes and ticks",
     "requests": "requests offered",
     "lost_requests": "requests lost to rejection and to faults",
+    "jobs_completed": "jobs completed; this plant has no jobs yet, so 0",
+    "queue_wait_p95_s": "95th percentile of jobs' wait; nothing where there are no jobs",
+    "fairness_jain": "Jain's index over services of the share of offered tokens that met their targets, since reset",
     "drained_nodes": "nodes drained, mean over time",
     "mttr_s": "down time per repair",
 }
@@ -43,13 +46,22 @@ def percentile_s(histogram: np.ndarray, q: float) -> float:
     return float(math.sqrt(BIN_EDGES_S[i] * BIN_EDGES_S[i + 1]))
 
 
-def episode_kpis(total: np.void, ttft: np.ndarray, itl: np.ndarray, nominal_w: float, nodes: int) -> dict[str, float]:
+def jain(shares: np.ndarray) -> float:
+    """Jain's fairness index of non-negative shares, 1 where all are equal (Jain, Chiu and Hawe, DEC TR-301, 1984)."""
+    squares = float((shares**2).sum())
+    return float(shares.sum()) ** 2 / (len(shares) * squares) if squares > 0 else math.nan
+
+
+def episode_kpis(
+    total: np.void, ttft: np.ndarray, itl: np.ndarray, good_share: np.ndarray, nominal_w: float, nodes: int
+) -> dict[str, float]:
     """KPIs of one episode.
 
     Args:
         total: One row of `plant_tables.TOTALS`.
         ttft: TTFT histogram summed over services, shape (bins,).
         itl: ITL histogram, weighted by tokens, shape (bins,).
+        good_share: Share of each service's offered tokens that met their targets, shape (S,).
         nominal_w: The site's nominal root limit.
         nodes: Nodes of the fleet.
 
@@ -78,6 +90,9 @@ def episode_kpis(total: np.void, ttft: np.ndarray, itl: np.ndarray, nominal_w: f
         "interventions": float(total["interventions"]),
         "requests": float(total["offered_req"]),
         "lost_requests": float(total["rejected_req"] + total["lost_req"]),
+        "jobs_completed": 0.0,
+        "queue_wait_p95_s": math.nan,
+        "fairness_jain": jain(good_share),
         "drained_nodes": mean(total["drained_node_s"]),
         "mttr_s": float(total["down_node_s"] / total["repairs"]) if total["repairs"] > 0 else math.nan,
     }

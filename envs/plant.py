@@ -383,10 +383,12 @@ class Plant:
 
     def kpis(self, env: int = 0) -> dict[str, float]:
         """KPIs of one environment's episode so far."""
+        service = self.service[env]
         return episode_kpis(
             self.totals[env],
             self.ttft[env].sum(0),
             self.itl[env].sum(0),
+            (service["served_tok"] - service["late_tok"]) / np.maximum(service["offered_tok"], 1.0),
             float(self.params["nominal_w"][env]),
             len(self.fleet.nodes),
         )

@@ -1,10 +1,12 @@
 """`flyball evaluate`: policies against baselines, paired over windows they were never tuned or trained on."""
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,7 @@ def _policies(names: Sequence[str], scenario: Scenario) -> list[str]:
 def _windows(config: EvaluateConfig, scenario: Scenario, name: str, seeds: list[int], file) -> dict[str, Any]:
     """KPIs of every window, from the results folder where they were computed before."""
     key = {
+        "code": code_hash(),
         "scenario": scenario.hash,
         "policy": _fingerprint(name, scenario),
         "load": None if file is None else file.digest,
@@ -132,10 +135,20 @@ def _windows(config: EvaluateConfig, scenario: Scenario, name: str, seeds: list[
     return result
 
 
+@cache
+def code_hash() -> str:
+    """First 16 hex digits of the SHA-256 of all that decides an episode: the nouns, the plant and the policies."""
+    digest = hashlib.sha256()
+    root = Path(registry.__file__).parent
+    for folder in ("fleet", "envs", "policies"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".py", ".toml"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _fingerprint(name: str, scenario: Scenario) -> Any:
     """What identifies a policy: its constants, or its file's bytes."""
-    import hashlib
-
     if name == "champion" or name.endswith(".onnx"):
         path = registry.champion_path() if name == "champion" else Path(name)
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
