@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .errors import SiteError
+from .tables import DISAGGREGATED, SERVICE_KINDS
 from .toml_file import find_file, names_in, number, parse, read_toml
 from .topology import Fleet, Node, PowerDomain, Service, Slo, Timing
 
@@ -41,6 +42,7 @@ class _ServiceIn:
     min_prefill_nodes: int = number(Service.min_prefill_nodes, low=1)
     min_decode_nodes: int = number(Service.min_decode_nodes, low=1)
     priority: int = Service.priority
+    kind: str = Service.kind
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def fleet_from_dict(data: dict, source: str) -> Fleet:
             site.name,
             [_domain(i, d) for i, d in enumerate(site.domain)],
             nodes,
-            [_service(s) for s in site.service],
+            [_service(i, s) for i, s in enumerate(site.service)],
             timing=_timing(site.timing),
             deepest_cut_frac=site.deepest_cut_frac,
             max_drain_frac=site.max_drain_frac,
@@ -141,14 +143,17 @@ def _timing(given: _TimingIn) -> Timing:
     return Timing(**asdict(given))
 
 
-def _service(s: _ServiceIn) -> Service:
+def _service(index: int, s: _ServiceIn) -> Service:
+    if s.kind not in SERVICE_KINDS:
+        raise SiteError(f"service[{index}] {s.name!r}.kind: {s.kind!r}; use {', '.join(SERVICE_KINDS)}")
     return Service(
         s.name,
         s.model,
         Slo(s.ttft_s, s.itl_s, s.percentile),
-        s.min_prefill_nodes,
+        s.min_prefill_nodes if s.kind == SERVICE_KINDS[DISAGGREGATED] else 0,
         s.min_decode_nodes,
         s.priority,
+        s.kind,
     )
 
 
@@ -212,6 +217,12 @@ def _nodes(entries: tuple[_NodesIn, ...]) -> list[Node]:
 def _check_stages(fleet: Fleet) -> None:
     """A service that starts without one of its stages serves nothing."""
     for s in fleet.services:
+        if s.kind != SERVICE_KINDS[DISAGGREGATED] and any(
+            n.service == s.name and n.stage == "prefill" for n in fleet.nodes
+        ):
+            raise SiteError(
+                f"service {s.name!r} is {s.kind}: its nodes start as decode; set prefill = 0 under [[nodes]]"
+            )
         for stage, least in (("prefill", s.min_prefill_nodes), ("decode", s.min_decode_nodes)):
             have = sum(n.service == s.name and n.stage == stage for n in fleet.nodes)
             if have < least:

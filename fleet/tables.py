@@ -14,6 +14,13 @@ PREFILL, DECODE, PARKED = 0, 1, 2
 STAGES = 2
 """Stages that serve; PARKED serves nothing."""
 
+DISAGGREGATED, AGGREGATED, TRAINING = 0, 1, 2
+"""Kinds of service: apart stages for prefill and decode; both on every node; a synchronous training gang. The last
+two run on DECODE nodes alone, so that no node moves between stages: it serves or it is parked."""
+
+SERVICE_KINDS = ("disaggregated", "aggregated", "training")
+"""Their names in site files, by index."""
+
 UNKNOWN_W = -1
 """A cap that was never read back."""
 
@@ -57,6 +64,7 @@ SERVICE_STATIC = _dtype(
     ("min_prefill_nodes", "i8"),
     ("min_decode_nodes", "i8"),
     ("priority", "i8"),  # higher is shed later
+    ("kind", "i8"),  # DISAGGREGATED, AGGREGATED or TRAINING
 )
 FLEET_STATIC = _dtype(
     ("control_s", "f8"),

@@ -15,6 +15,7 @@ from .tables import (
     FLEET_STATIC,
     NODE_STATIC,
     PREFILL,
+    SERVICE_KINDS,
     SERVICE_STATIC,
     STAGES,
 )
@@ -72,7 +73,7 @@ class Slo:
 
 @dataclass(frozen=True)
 class Service:
-    """A model served in two stages to one set of targets."""
+    """A model served to one set of targets, in two stages unless its kind says otherwise (`tables.SERVICE_KINDS`)."""
 
     name: str
     model: str
@@ -80,6 +81,7 @@ class Service:
     min_prefill_nodes: int = 1
     min_decode_nodes: int = 1
     priority: int = 125  # FIELD.md section 3: inference
+    kind: str = "disaggregated"
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ class Fleet:
             row["ttft_s"], row["itl_s"] = s.slo.ttft_s, s.slo.itl_s
             row["min_prefill_nodes"], row["min_decode_nodes"] = s.min_prefill_nodes, s.min_decode_nodes
             row["priority"] = s.priority
+            row["kind"] = SERVICE_KINDS.index(s.kind)
         return table
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..tables import DECODE, PARKED, PREFILL, STAGES
+from ..tables import DECODE, DISAGGREGATED, PARKED, PREFILL, STAGES
 from .compiled import kernel
 from .scratch import COMMANDED, FRESH, NODES_BID, SERVING, USABLE_PARKED, UTIL_COUNT, UTIL_SUM, WISH
 
@@ -75,6 +75,8 @@ def update_stages(dt_s, node_static, service_static, fleet, sn_node, st_node, st
             credit = 0.0
         st_service[s].move_credit = min(credit, MAX_CREDIT)
         pre, dec = STAGES * s + PREFILL, STAGES * s + DECODE
+        if service_static[s].kind != DISAGGREGATED:
+            pool[NODES_BID, pre] = pool[NODES_BID, dec]  # one stage: its bid alone decides about parking
         parked = pool[USABLE_PARKED, pre]
         if parked > 0.0:
             # nodes that shedding parked come back first: nobody bid for them to leave

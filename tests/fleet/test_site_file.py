@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from flyball.fleet.errors import SiteError
 from flyball.fleet.site_file import SITES, fleet_from_dict, list_sites, load_site
+from flyball.fleet.tables import DECODE
 from flyball.fleet.topology import Fleet
 
 TWO_NODES = """
@@ -187,3 +188,16 @@ def test_any_change_of_a_value_gives_a_fleet_or_one_line(table, key, value):
         assert isinstance(fleet_from_dict(data, "x.toml"), Fleet)
     except SiteError as e:
         assert str(e).startswith("x.toml: ") and "\n" not in str(e)
+
+
+def test_one_stage_services_start_as_decode(tmp_path):
+    """An aggregated service needs no prefill nodes and refuses them; an unknown kind is named."""
+    path, text = tmp_path / "site.toml", (SITES / "small-8.toml").read_text()
+    path.write_text(text.replace('name = "chat"', 'name = "chat"\nkind = "mixed"'))
+    with pytest.raises(SiteError, match="disaggregated, aggregated, training"):
+        load_site(str(path))
+    path.write_text(text.replace('name = "chat"', 'name = "chat"\nkind = "aggregated"'))
+    with pytest.raises(SiteError, match="prefill = 0"):
+        load_site(str(path))
+    path.write_text(path.read_text().replace("prefill = 1", "prefill = 0"))
+    assert set(load_site(str(path)).node_static["stage"]) == {DECODE}
