@@ -7,7 +7,7 @@ import numpy as np
 
 from ..fleet.topology import Fleet
 from .hardware import profile_table
-from .physics import busy_power_w, compute_share, decode_coefficients, decode_use
+from .physics import busy_power_w, compute_share, decode_step_s, decode_use
 
 NOMINAL = (0.65, 0.60, 0.50, 0.55)
 """v_min, phi_knee, kappa, phi_mem (MODEL.md section 2, section 4)."""
@@ -48,8 +48,8 @@ class PlantModel:
         ]
         self.prefill_phi[s, k] = np.interp(caps, draw, PHI_GRID)
         for i, batch in enumerate(BATCH_GRID):
-            a_s, slope_s = decode_coefficients.py_func(_R(prof), context_tok)
-            u_m, u_c = decode_use.py_func(_R(prof), batch, context_tok, a_s + slope_s * batch)
+            step_s = decode_step_s.py_func(_R(prof), batch, context_tok)
+            u_m, u_c = decode_use.py_func(_R(prof), batch, context_tok, step_s)
             cb = compute_share.py_func(batch)
             draw = [busy_power_w.py_func(phi, cb, u_m, u_c, _R(prof), 1.0, *NOMINAL) for phi in PHI_GRID]
             self.decode_phi[s, k, i] = np.interp(caps, draw, PHI_GRID)
@@ -64,23 +64,21 @@ class PlantModel:
     ) -> np.ndarray:
         """Decode step time of one replica with `batch` requests under `cap_w` per GPU; arrays broadcast."""
         phi = self._decode_phi(service, sku, cap_w, batch)
-        a_s, slope_s = self._coefficients(service, sku, context_tok)
         cb = batch / (batch + 300.0)
         rate = 1.0 / (cb / phi + (1.0 - cb) * np.maximum(1.0, NOMINAL[3] / phi))
-        return (a_s + slope_s * batch) / rate
+        return decode_step_s.py_func(_R(self.profiles[service, sku]), batch, np.asarray(context_tok)) / rate
 
     def decode_slots(
         self, service: int, sku: int, cap_w: np.ndarray, itl_s: float, context_tok: np.ndarray
     ) -> np.ndarray:
         """Requests that one replica decodes within `itl_s` and its KV memory under `cap_w` per GPU."""
-        a_s, slope_s = self._coefficients(service, sku, context_tok)
         room = np.maximum(self.kv_slots(service, sku, context_tok), 1.0)
-        batch = np.clip((itl_s - a_s) / slope_s, 1.0, room)
+        batch = np.clip(self._batch_within(service, sku, itl_s, context_tok), 1.0, room)
         for _ in range(2):  # the clock depends on the batch: two fixed-point steps (MODEL.md section 7)
             phi = self._decode_phi(service, sku, cap_w, batch)
             cb = batch / (batch + 300.0)
             rate = 1.0 / (cb / phi + (1.0 - cb) * np.maximum(1.0, NOMINAL[3] / phi))
-            batch = np.clip((itl_s * rate - a_s) / slope_s, 1.0, room)
+            batch = np.clip(self._batch_within(service, sku, itl_s * rate, context_tok), 1.0, room)
         return batch
 
     def kv_slots(self, service: int, sku: int, context_tok: np.ndarray) -> np.ndarray:
@@ -120,8 +118,13 @@ class PlantModel:
             decode.append(float(slots / step_s) * replicas / output_tok)
         return np.array(prefill), np.array(decode)
 
-    def _coefficients(self, service: int, sku: int, context_tok) -> tuple[float, np.ndarray]:
-        return decode_coefficients.py_func(_R(self.profiles[service, sku]), np.asarray(context_tok))
+    def _batch_within(self, service: int, sku: int, itl_s, context_tok) -> np.ndarray:
+        """`physics.decode_batch_within` over arrays."""
+        prof = _R(self.profiles[service, sku])
+        x = np.maximum(np.asarray(itl_s) - prof.step_fixed_s, 0.0)
+        slope = prof.step_request_s + prof.step_context_s * np.asarray(context_tok)
+        p = slope * prof.experts_half + prof.step_experts_s - x
+        return (np.sqrt(p * p + 4.0 * slope * x * prof.experts_half) - p) / (2.0 * slope)
 
     def _decode_phi(self, service: int, sku: int, cap_w, batch) -> np.ndarray:
         """Bilinear in (log batch, cap)."""

@@ -8,7 +8,7 @@ from .physics import (
     PHI_MIN,
     clock_under_cap,
     compute_share,
-    decode_coefficients,
+    decode_step_s,
     decode_use,
     hash_uniform,
 )
@@ -155,8 +155,7 @@ def node_step(b, dt_s, measured, node_static, profiles, params, node, service, t
                 replicas = float(ns.gpus // int(prof.tp))
                 batch = nd.batch / replicas
                 context = max(service[b, ns.service].context, 1.0)
-                a_s, slope_s = decode_coefficients(prof, context)
-                u_m, u_c = decode_use(prof, batch, context, a_s + slope_s * batch)
+                u_m, u_c = decode_use(prof, batch, context, decode_step_s(prof, batch, context))
                 phi, busy_w, free_w = clock_under_cap(
                     nd.phi, cap_gpu_w, ceiling, compute_share(batch), u_m, u_c, prof, pr.power_scale,
                     pr.v_min, pr.phi_knee, pr.kappa, pr.phi_mem, 2,

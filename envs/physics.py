@@ -37,15 +37,20 @@ def compute_share(batch):
 
 @kernel(inline=True)
 def busy_power_w(phi, cb, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem):
-    """Draw of one busy GPU at clock fraction `phi` (MODEL.md section 4)."""
+    """Draw of one busy GPU at clock fraction `phi`.
+
+    MODEL.md section 4 with the root moved from memory to compute: over ML.ENERGY's rows, whose batches span three
+    decades, draw grows linearly with the time that memory works and as the root of the arithmetic done
+    (docs/plant.md has both errors).
+    """
     v = voltage(phi, v_min, phi_knee)
     vv = v * v
     rel = relative_rate(phi, cb, phi_mem)
     return (
         prof.p0_w
         + (prof.pli_w - prof.p0_w + prof.aw_w * prof.hbm_frac) * phi * vv
-        + scale * prof.am_w * math.sqrt(min(u_m * rel, 1.0)) * (kappa + (1.0 - kappa) * vv)
-        + scale * prof.ac_w * u_c * rel * vv
+        + scale * prof.am_w * min(u_m * rel, 1.0) * (kappa + (1.0 - kappa) * vv)
+        + scale * prof.ac_w * math.sqrt(u_c * rel) * vv
     )
 
 
@@ -72,20 +77,51 @@ def clock_under_cap(phi, cap_w, ceiling, cb, u_m, u_c, prof, scale, v_min, phi_k
 
 
 @kernel(inline=True)
-def decode_coefficients(prof, context):
-    """Decode step time T(b) = a + slope * b per replica at full clock, seconds (MODEL.md section 3)."""
-    a = prof.t0_s + prof.c1 * prof.weight_bytes / (prof.tp * prof.bw)
-    slope = prof.c2 * context * prof.kv_bytes_token / (prof.tp * prof.bw)
-    slope += prof.c3 * 2.0 * prof.active_params / (prof.tp * prof.flops)
-    return a, slope
+def decode_step_s(prof, batch, context):
+    """Decode step of one replica at full clock, seconds: `batch` requests of mean context `context` tokens.
+
+    The share of experts that a batch touches saturates as b / (b + half); dense models have no expert term.
+    """
+    return (
+        prof.step_fixed_s
+        + prof.step_experts_s * batch / (batch + prof.experts_half)
+        + batch * (prof.step_request_s + prof.step_context_s * context)
+    )
+
+
+@kernel(inline=True)
+def decode_batch_within(prof, context, itl_s):
+    """Largest batch of one replica whose step at full clock takes at most `itl_s`; 0 if none does.
+
+    With x = itl - fixed, s the time per request, e and h the experts' terms: s b^2 + (s h + e - x) b - x h = 0.
+    """
+    x = itl_s - prof.step_fixed_s
+    if x <= 0.0:
+        return 0.0
+    s = prof.step_request_s + prof.step_context_s * context
+    p = s * prof.experts_half + prof.step_experts_s - x
+    q = math.sqrt(p * p + 4.0 * s * x * prof.experts_half)
+    # the root that does not cancel
+    return (q - p) / (2.0 * s) if p <= 0.0 else 2.0 * x * prof.experts_half / (p + q)
+
+
+@kernel(inline=True)
+def prompt_s(prof, prompt_tok):
+    """Prefill of one prompt of `prompt_tok` tokens on one replica at full clock, seconds."""
+    return prof.prompt_fixed_s + prompt_tok * (prof.prompt_token_s + prompt_tok * prof.prompt_token2_s)
 
 
 @kernel(inline=True)
 def decode_use(prof, batch, context, step_s):
-    """Share of HBM bandwidth and of compute that a decode step of `step_s` at full clock uses."""
-    u_m = (prof.weight_bytes + batch * context * prof.kv_bytes_token) / (prof.tp * prof.bw * step_s)
-    u_c = 2.0 * prof.active_params * batch / (prof.tp * prof.flops * step_s)
-    return min(u_m, 1.0), u_c
+    """Activity of memory and of compute over a decode step of `step_s` at full clock (envs/power_law.py).
+
+    Returns:
+        (share of the step in which HBM, links and launches draw, in [0, 1); weighted arithmetic over the peak).
+    """
+    x = (
+        prof.um_fixed_s + prof.um_experts_s * batch / (batch + prof.experts_half) + batch * context * prof.um_context_s
+    ) / step_s
+    return x / math.sqrt(1.0 + x * x), prof.uc_request_s * batch / step_s
 
 
 @kernel(inline=True)

@@ -12,7 +12,8 @@ from ..fleet.tables import DECODE, PREFILL
 from .compiled import kernel
 from .physics import (
     compute_share,
-    decode_coefficients,
+    decode_batch_within,
+    decode_step_s,
     kv_batch,
     queue_wait,
     relative_rate,
@@ -118,14 +119,15 @@ def serve_step(
             request_tok_s += prof.prefill_tok_s * nd.phi * prof.tp * replicas
             link = max(link, prof.link * prof.tp)
         elif nd.stage == DECODE:
-            a_s, slope_s = decode_coefficients(prof, context)
             room = kv_batch(prof, context)
             kv_room += room * replicas
             # compute share at the batch the node can admit; it moves slowly with the batch
-            rel = relative_rate(nd.phi, compute_share(min(room, max((itl_cap - a_s) / slope_s, 1.0))), pr.phi_mem)
+            rel = relative_rate(
+                nd.phi, compute_share(min(room, max(decode_batch_within(prof, context, itl_cap), 1.0))), pr.phi_mem
+            )
             slots = room
             if pr.slo_aware_admission == 1:
-                slots = min(slots, max((0.97 * itl_cap * rel - a_s) / slope_s, 1.0))
+                slots = min(slots, max(decode_batch_within(prof, context, 0.97 * itl_cap * rel), 1.0))
             nd.admissible = slots * replicas
             admissible += nd.admissible
             decode_weight += nd.admissible
@@ -236,9 +238,8 @@ def serve_step(
             replicas = float(ns.gpus // int(prof.tp))
             if decode_weight > 0.0:
                 nd.batch = active * nd.admissible / decode_weight
-            a_s, slope_s = decode_coefficients(prof, context)
             per_replica = nd.batch / replicas
-            step_s = a_s + slope_s * per_replica
+            step_s = decode_step_s(prof, per_replica, context)
             if nd.hbm_hot == 1:
                 step_s /= 0.75  # HBM above 95 C refreshes more (MODEL.md section 8)
             step_s /= relative_rate(nd.phi, compute_share(per_replica), pr.phi_mem)

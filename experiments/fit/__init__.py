@@ -1,0 +1,1 @@
+"""Fitting the plant's parameters to measurements: rows, power, decode, prefill."""
