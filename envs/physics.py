@@ -81,6 +81,34 @@ def decode_coefficients(prof, context):
 
 
 @kernel(inline=True)
+def decode_step_s(prof, batch, context):
+    """Decode step time of a replica with `batch` requests of mean context `context`, at full clock."""
+    experts_s = prof.step_experts_s * batch / (batch + prof.experts_half)
+    return prof.step_fixed_s + experts_s + batch * (prof.step_request_s + prof.step_context_s * context)
+
+
+@kernel(inline=True)
+def decode_batch_within(prof, context, itl_s):
+    """The batch whose step at full clock takes `itl_s`; negative where not even an empty one is as fast.
+
+    The positive root of slope b^2 + (slope h + fixed + experts - itl) b + h (fixed - itl) = 0.
+    """
+    slope_s = prof.step_request_s + prof.step_context_s * context
+    room_s = itl_s - prof.step_fixed_s
+    if prof.step_experts_s == 0.0:
+        return room_s / slope_s
+    half = prof.experts_half
+    linear_s = slope_s * half + prof.step_experts_s - room_s
+    return (math.sqrt(max(linear_s * linear_s + 4.0 * slope_s * half * room_s, 0.0)) - linear_s) / (2.0 * slope_s)
+
+
+@kernel(inline=True)
+def prompt_s(prof, prompt_tok):
+    """Time in which a replica prefills one prompt at full clock."""
+    return prof.prompt_fixed_s + prompt_tok * (prof.prompt_token_s + prompt_tok * prof.prompt_token2_s)
+
+
+@kernel(inline=True)
 def decode_use(prof, batch, context, step_s):
     """Share of HBM bandwidth and of compute that a decode step of `step_s` at full clock uses."""
     u_m = (prof.weight_bytes + batch * context * prof.kv_bytes_token) / (prof.tp * prof.bw * step_s)
