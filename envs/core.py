@@ -96,6 +96,9 @@ class Core:
         self.model = PlantModel(self.fleet)
         self.plant = Plant(scenario, self.fleet, batch)
         self.has_nodes = bool(channels.node)
+        self._simulator = getattr(background, "simulator", None)
+        if self._simulator is not None:
+            self._simulator.follow(self.plant)
         self._own = {kind: channels.indices(kind) for kind in ("pool", "node", "fleet")}
         self.memory: Any = background.start(batch)
         self.base = Bids.neutral(batch, self.fleet.pools, len(self.fleet.nodes))
@@ -161,6 +164,8 @@ class Core:
     def _look(self, envs=None) -> Observation:
         """Observe, and ask the background for the bids of now; after a partial reset only those rows change."""
         plant = self.plant
+        if self._simulator is not None:
+            self._simulator.look_at(None if self.observation is None else envs)
         if envs is None or self.observation is None:
             self.observation = observe(self.fleet, plant.state, plant.snapshot, nodes=self.has_nodes)
             self.base, self.memory = self.background.bid(plant.snapshot, self.observation, self.memory)

@@ -82,3 +82,43 @@ class Model(Protocol):
         Returns:
             Caps per GPU, shape (B, P), watts. All arrays are float64 and contiguous.
         """
+
+
+class Roll(Protocol):
+    """Copies of one environment, ahead of time; `steps` is how often they can be stepped."""
+
+    steps: int
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is known now in every copy."""
+
+    def step(self, bids: Bids) -> None:
+        """Advance every copy by one control interval."""
+
+    def score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What became of the copies so far, shape (copies,) each.
+
+        Returns:
+            Tokens served in time; tokens late, rejected or lost; tokens in flight, each weighted by the chance that
+            its request still meets both targets.
+        """
+
+
+class Simulator(Protocol):
+    """What a policy that plans by simulation needs; the plant implements it (`envs.branch.PlantSimulator`)."""
+
+    def branch(self, row: int, copies: int, steps: int, future: np.ndarray | None = None) -> Roll:
+        """Copies of the environment that stands in a row of the snapshot last bid on.
+
+        Args:
+            row: Row of the snapshot.
+            copies: How many.
+            steps: Control intervals that they will be stepped at most.
+            future: Requests, mean prompt and output tokens of each tick's arrivals, shape (copies, ticks, S, 3);
+                then nominal parameters, no faults and announced changes alone are assumed too. None is the true
+                future.
+
+        Raises:
+            BadInput: outside the simulator.
+        """
