@@ -158,7 +158,10 @@ def tune(
 
 
 def record(result: Tuned, table: dict[str, Any]) -> None:
-    """Enter a result into the table of `registry.TUNED`, and choose the family's best baseline anew."""
+    """Enter a result into the table of `registry.TUNED`, and choose the family's best baseline anew.
+
+    Only `registry.CANDIDATES` compete: a clairvoyant is no baseline, and a rollout cannot run live.
+    """
     table.setdefault("baselines", {}).setdefault(result.baseline, {})[result.family] = {
         "params": result.params,
         "score": result.score,
@@ -167,8 +170,13 @@ def record(result: Tuned, table: dict[str, Any]) -> None:
         "candidates": result.candidates,
         "cpu_s": round(result.cpu_s, 1),
     }
-    entries = {name: rows[result.family]["score"] for name, rows in table["baselines"].items() if result.family in rows}
-    table.setdefault("best", {})[result.family] = max(entries, key=lambda name: entries[name])
+    entries = {
+        name: rows[result.family]["score"]
+        for name, rows in table["baselines"].items()
+        if result.family in rows and name in registry.CANDIDATES
+    }
+    if entries:
+        table.setdefault("best", {})[result.family] = max(entries, key=lambda name: entries[name])
 
 
 def _draw(rng: np.random.Generator, space: dict[str, tuple[float, float]]) -> dict[str, float]:
