@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..fleet.observe import Observation, observe
 from ..fleet.schema import FLEET_BIDS, FLEET_FEATURES, NODE_BIDS, NODE_FEATURES, POOL_BIDS, POOL_FEATURES
 from ..fleet.tables import STAGES
 from ..fleet.topology import Fleet
+from .compiled import kernel
 from .load import Load, make_load
 from .model import PlantModel
 from .plant import Plant
@@ -94,6 +96,9 @@ class Core:
         self.model = PlantModel(self.fleet)
         self.plant = Plant(scenario, self.fleet, batch)
         self.has_nodes = bool(channels.node)
+        self._simulator = getattr(background, "simulator", None)
+        if self._simulator is not None:
+            self._simulator.follow(self.plant)
         self._own = {kind: channels.indices(kind) for kind in ("pool", "node", "fleet")}
         self.memory: Any = background.start(batch)
         self.base = Bids.neutral(batch, self.fleet.pools, len(self.fleet.nodes))
@@ -116,7 +121,7 @@ class Core:
         own, fleet = self._own, self.fleet
         return self.flat_pools * len(own["pool"]) + len(fleet.nodes) * len(own["node"]) + len(own["fleet"])
 
-    @property
+    @cached_property
     def observation_size(self) -> int:
         """Length of the flat observation; see `flat`."""
         size = self.flat_pools * (len(POOL_FEATURES) + 1 + len(POOL_BIDS)) + len(FLEET_FEATURES) + len(FLEET_BIDS)
@@ -159,6 +164,8 @@ class Core:
     def _look(self, envs=None) -> Observation:
         """Observe, and ask the background for the bids of now; after a partial reset only those rows change."""
         plant = self.plant
+        if self._simulator is not None:
+            self._simulator.look_at(None if self.observation is None else envs)
         if envs is None or self.observation is None:
             self.observation = observe(self.fleet, plant.state, plant.snapshot, nodes=self.has_nodes)
             self.base, self.memory = self.background.bid(plant.snapshot, self.observation, self.memory)
@@ -177,21 +184,23 @@ class Core:
     def bids(self, action: np.ndarray) -> Bids:
         """The bids that a flat action of shape (B, A) means."""
         action = np.asarray(action, np.float32)
-        out = Bids(self.base.pool.copy(), self.base.node.copy(), self.base.fleet.copy())
+        base = self.base
+        out = Bids(base.pool.copy(), base.node.copy(), base.fleet.copy())
         at = 0
-        for kind in ("pool", "node", "fleet"):
+        for kind, array in (("pool", out.pool), ("node", out.node), ("fleet", out.fleet[:, None])):
             own = self._own[kind]
             if not own:
                 continue
-            array = getattr(out, kind)
-            tokens = {"pool": self.flat_pools, "node": array.shape[1], "fleet": 1}[kind]
+            tokens = self.flat_pools if kind == "pool" else array.shape[1]
             part = action[:, at : at + tokens * len(own)].reshape(self.batch, tokens, len(own))
             at += tokens * len(own)
-            target = array[:, None] if kind == "fleet" else array
-            part = part[:, : target.shape[1]]
             for i, c in enumerate(own):
-                target[..., c] = part[..., i] + (target[..., c] if self.residual else 0.0)
-        return out.clipped()
+                wish = part[:, : array.shape[1], i]
+                if self.residual:
+                    wish = wish + array[..., c]
+                np.minimum(np.maximum(wish, -1.0), 1.0, out=array[..., c])
+                np.copyto(array[..., c], 0.0, where=np.isnan(wish))  # NaN reads as neutral
+        return out
 
     def step(self, bids: Bids) -> tuple[Observation, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Advance one control interval under `bids`.
@@ -201,25 +210,19 @@ class Core:
             and `cost`, the watt-seconds above limits in force plus a breaker's worth per trip.
         """
         plant = self.plant
-        before = plant.totals.copy()
-        spoilt = _spoilt(plant)
+        before = _books(plant)
         if self.has_arbiter:
             plant.step(bids)
         else:
             self._step_raw(bids)
-        lost_tok = _spoilt(plant) - spoilt
-        delta = {
-            name: plant.totals[name] - before[name]
-            for name in ("violation_ws", "breaker_trips", "correction", "good_tok")
+        spoilt_tok, good_tok, correction, cost = _books(plant) - before
+        info = {
+            "reward_lost_share": spoilt_tok * (-1.0 / self._reward_tok),
+            "reward_correction": correction * (-CORRECTION_WEIGHT / plant.control_ticks),
+            "cost": cost,
+            "good_tok": good_tok,
         }
-        terms = {
-            "lost_share": -lost_tok / self._reward_tok,
-            "correction": -CORRECTION_WEIGHT * delta["correction"] / plant.control_ticks,
-        }
-        reward = terms["lost_share"] + terms["correction"]
-        info = {f"reward_{k}": v for k, v in terms.items()}
-        info["cost"] = delta["violation_ws"] + TRIP_COST_WS * delta["breaker_trips"]
-        info["good_tok"] = delta["good_tok"]
+        reward = info["reward_lost_share"] + info["reward_correction"]
         over = plant.ticks_left < plant.control_ticks
         return self._look(), reward, over, info
 
@@ -244,17 +247,23 @@ class Core:
         Pool features, pool mask, base bids of the pools, then with node channels node features and node mask, then
         fleet features and base bids of the fleet.
         """
-        batch = observation.pool.shape[0]
-        missing = ((0, 0), (0, self.flat_pools - self.fleet.pools))
-        parts = [
-            np.pad(observation.pool, (*missing, (0, 0))).reshape(batch, -1),
-            np.pad(observation.pool_mask, missing),
-            np.pad(self.base.pool, (*missing, (0, 0))).reshape(batch, -1),
-        ]
-        if self.has_nodes:
-            parts += [observation.node.reshape(batch, -1), observation.node_mask]
-        parts += [observation.fleet, self.base.fleet]
-        return np.concatenate([np.asarray(p, np.float32) for p in parts], -1)
+        batch = len(observation.pool)
+        out = np.zeros((batch, self.observation_size), np.float32)  # zeros stand for missing pools
+        at = 0
+        for part, width in (
+            (observation.pool, self.flat_pools * len(POOL_FEATURES)),
+            (observation.pool_mask, self.flat_pools),
+            (self.base.pool, self.flat_pools * len(POOL_BIDS)),
+        ):
+            found = part.reshape(batch, -1)
+            out[:, at : at + found.shape[1]] = found
+            at += width
+        rest = (observation.node, observation.node_mask) if self.has_nodes else ()
+        for part in (*rest, observation.fleet, self.base.fleet):
+            found = part.reshape(batch, -1)
+            out[:, at : at + found.shape[1]] = found
+            at += found.shape[1]
+        return out
 
     def kpis(self, env: int = 0) -> dict[str, float]:
         """KPIs of one environment's episode so far."""
@@ -265,10 +274,28 @@ TRIP_COST_WS = 1e6
 """What a tripped breaker costs in `info["cost"]`: more than any overdraw that would have caused it."""
 
 
-def _spoilt(plant: Plant) -> np.ndarray:
-    """Tokens rejected, lost or late since reset, shape (B,)."""
-    s = plant.service
-    return (s["rejected_tok"] + s["lost_tok"] + s["late_tok"]).sum(-1)
+BOOKS = 4
+"""Rows of the books: spoilt tokens, good tokens, squared correction, cost."""
+
+
+def _books(plant: Plant) -> np.ndarray:
+    """What the reward and `info` are differences of, shape (BOOKS, B)."""
+    out = np.empty((BOOKS, plant.batch))
+    _read_books(plant.service, plant.totals, out)
+    return out
+
+
+@kernel
+def _read_books(service, totals, out):
+    """Sum up each environment's books; see `BOOKS`."""
+    for b in range(len(totals)):
+        spoilt_tok = 0.0
+        for s in range(service.shape[1]):
+            spoilt_tok += service[b, s].rejected_tok + service[b, s].lost_tok + service[b, s].late_tok
+        out[0, b] = spoilt_tok
+        out[1, b] = totals[b].good_tok
+        out[2, b] = totals[b].correction
+        out[3, b] = totals[b].violation_ws + TRIP_COST_WS * totals[b].breaker_trips
 
 
 def _rows(plant: Plant, envs: np.ndarray):

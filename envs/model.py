@@ -3,11 +3,24 @@
 Implements `policies.base.Model`. Nominal means the middle of MODEL.md's ranges; the plant's truth is drawn around it.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 
+from ..fleet.tables import DECODE, STAGES
 from ..fleet.topology import Fleet
 from .hardware import profile_table
-from .physics import busy_power_w, compute_share, decode_step_s, decode_use
+from .model_kernels import (
+    POOL_ROW,
+    decode_batches,
+    decode_draws,
+    decode_steps,
+    marginal_caps,
+    node_rates,
+    prefill_draws,
+    prompt_rates,
+)
 
 NOMINAL = (0.65, 0.60, 0.50, 0.55)
 """v_min, phi_knee, kappa, phi_mem (MODEL.md section 2, section 4)."""
@@ -16,11 +29,37 @@ CAP_POINTS = 33
 BATCH_GRID = np.array([1.0, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024])
 PHI_GRID = np.linspace(0.18, 1.0, 83)
 
+PIECES = 24
+"""Pieces of each pool's range of caps between which marginal utilities are compared."""
+
+CONTEXT_GRID = np.geomspace(2.0**4, 2.0**20, 1025)
+"""Contexts at which pools are tabled, 64 to the octave: interpolated rates are within 0.002 % of exact ones."""
+
+_CONTEXTS = (float(np.log(CONTEXT_GRID[0])), 1.0 / float(np.log(CONTEXT_GRID[1] / CONTEXT_GRID[0])))
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """Every pool on its service's commonest product, tabled over caps (J) and contexts (C).
+
+    Attributes:
+        rows: `model_kernels.POOL_ROW`, shape (P,).
+        prefill_phi: Clock fraction of a prefilling GPU, shape (P, J).
+        slots: Requests that a node decodes within its ITL target and its memory, shape (P, C, J); 0 for prefill.
+        rates: Tokens/s of that node, shape (P, C, J).
+    """
+
+    rows: np.ndarray
+    prefill_phi: np.ndarray
+    slots: np.ndarray
+    rates: np.ndarray
+
 
 class PlantModel:
     """Rates and latencies of every service on every GPU product, as functions of the cap per GPU.
 
-    Clock fractions are tabled over caps and batches once, and interpolated.
+    Clock fractions are tabled over caps and batches once, and interpolated; pools are tabled over caps and contexts
+    when a policy first plans with them.
 
     Args:
         fleet: The site.
@@ -34,63 +73,59 @@ class PlantModel:
         self.cap_w = np.zeros((services, skus, CAP_POINTS))
         self.prefill_phi = np.zeros((services, skus, CAP_POINTS))
         self.decode_phi = np.zeros((services, skus, len(BATCH_GRID), CAP_POINTS))
+        self._log_batches = np.log(BATCH_GRID)
+        draw_w = np.zeros(len(PHI_GRID))
         for s in range(services):
             for k in range(skus):
-                self._table(s, k, context_tok)
+                prof = self._profile(s, k)
+                caps = np.linspace(0.15, 1.0, CAP_POINTS) * float(prof["tdp_w"][0])
+                self.cap_w[s, k] = caps
+                prefill_draws(prof, NOMINAL, PHI_GRID, draw_w)
+                self.prefill_phi[s, k] = np.interp(caps, draw_w, PHI_GRID)
+                for i, batch in enumerate(BATCH_GRID):
+                    decode_draws(prof, NOMINAL, PHI_GRID, batch, context_tok, draw_w)
+                    self.decode_phi[s, k, i] = np.interp(caps, draw_w, PHI_GRID)
 
-    def _table(self, s: int, k: int, context_tok: float) -> None:
-        prof = self.profiles[s, k]
-        caps = np.linspace(0.15, 1.0, CAP_POINTS) * float(prof["tdp_w"])
-        self.cap_w[s, k] = caps
-        draw = [
-            busy_power_w.py_func(phi, 1.0, _f(prof, "um_prefill"), _f(prof, "mfu_prefill"), _R(prof), 1.0, *NOMINAL)
-            for phi in PHI_GRID
-        ]
-        self.prefill_phi[s, k] = np.interp(caps, draw, PHI_GRID)
-        for i, batch in enumerate(BATCH_GRID):
-            step_s = decode_step_s.py_func(_R(prof), batch, context_tok)
-            u_m, u_c = decode_use.py_func(_R(prof), batch, context_tok, step_s)
-            cb = compute_share.py_func(batch)
-            draw = [busy_power_w.py_func(phi, cb, u_m, u_c, _R(prof), 1.0, *NOMINAL) for phi in PHI_GRID]
-            self.decode_phi[s, k, i] = np.interp(caps, draw, PHI_GRID)
-
-    def prefill_tok_s(self, service: int, sku: int, cap_w: np.ndarray) -> np.ndarray:
-        """Prefill tokens per second and GPU under `cap_w` per GPU, any shape."""
+    # ── one service on one product ───────────────────────────────────────────────────────────────────────
+    def prefill_tok_s(self, service: int, sku: int, cap_w: np.ndarray, prompt_tok: float | None = None) -> np.ndarray:
+        """Prefill tokens per second and GPU under `cap_w` per GPU, any shape; of long prompts' limit if None."""
         phi = np.interp(cap_w, self.cap_w[service, sku], self.prefill_phi[service, sku])
-        return phi * float(self.profiles[service, sku]["prefill_tok_s"])
+        if prompt_tok is None:
+            return phi * float(self.profiles[service, sku]["prefill_tok_s"])
+        prof = self.profiles[service, sku]
+        prompt_s = prof["prompt_fixed_s"] + prompt_tok * (prof["prompt_token_s"] + prompt_tok * prof["prompt_token2_s"])
+        return phi * float(prompt_tok / (prof["tp"] * prompt_s))
 
     def decode_step_s(
         self, service: int, sku: int, cap_w: np.ndarray, batch: np.ndarray, context_tok: np.ndarray
     ) -> np.ndarray:
         """Decode step time of one replica with `batch` requests under `cap_w` per GPU; arrays broadcast."""
-        phi = self._decode_phi(service, sku, cap_w, batch)
-        cb = batch / (batch + 300.0)
-        rate = 1.0 / (cb / phi + (1.0 - cb) * np.maximum(1.0, NOMINAL[3] / phi))
-        return decode_step_s.py_func(_R(self.profiles[service, sku]), batch, np.asarray(context_tok)) / rate
+        shape, (caps, batches, contexts) = _flat(cap_w, batch, context_tok)
+        out = np.empty(len(caps))
+        decode_steps(*self._tables(service, sku), caps, batches, contexts, out)
+        return out.reshape(shape)
 
     def decode_slots(
         self, service: int, sku: int, cap_w: np.ndarray, itl_s: float, context_tok: np.ndarray
     ) -> np.ndarray:
         """Requests that one replica decodes within `itl_s` and its KV memory under `cap_w` per GPU."""
-        room = np.maximum(self.kv_slots(service, sku, context_tok), 1.0)
-        batch = np.clip(self._batch_within(service, sku, itl_s, context_tok), 1.0, room)
-        for _ in range(2):  # the clock depends on the batch: two fixed-point steps (MODEL.md section 7)
-            phi = self._decode_phi(service, sku, cap_w, batch)
-            cb = batch / (batch + 300.0)
-            rate = 1.0 / (cb / phi + (1.0 - cb) * np.maximum(1.0, NOMINAL[3] / phi))
-            batch = np.clip(self._batch_within(service, sku, itl_s * rate, context_tok), 1.0, room)
-        return batch
-
-    def kv_slots(self, service: int, sku: int, context_tok: np.ndarray) -> np.ndarray:
-        """Requests whose KV fits one replica."""
-        prof = self.profiles[service, sku]
-        room = 0.9 * prof["tp"] * prof["hbm"] - prof["weight_bytes"]
-        return np.maximum(room / (np.asarray(context_tok) * prof["kv_bytes_token"]), 0.0)
+        shape, (caps, contexts) = _flat(cap_w, context_tok)
+        out = np.empty(len(caps))
+        decode_batches(*self._tables(service, sku), float(itl_s), caps, contexts, out)
+        return out.reshape(shape)
 
     def replicas(self, service: int, sku: int, gpus: int) -> int:
         """Replicas on a node of `gpus` GPUs."""
         return int(gpus // int(self.profiles[service, sku]["tp"]))
 
+    def _profile(self, service: int, sku: int) -> np.ndarray:
+        return self.profiles[service, sku : sku + 1]
+
+    def _tables(self, service: int, sku: int) -> tuple:
+        prof, table = self._profile(service, sku), self.decode_phi[service, sku]
+        return prof, self.cap_w[service, sku], self._log_batches, table, NOMINAL[3]
+
+    # ── what the fleet carries ───────────────────────────────────────────────────────────────────────────
     def capacity_rps(self, service: int, prompt_tok: float, output_tok: float) -> float:
         """Requests per second that the service's nodes carry uncapped, split at best between the stages.
 
@@ -105,53 +140,109 @@ class PlantModel:
         """Uncapped requests per second of each of the service's nodes, as prefill and as decode node."""
         static = self.fleet.node_static
         itl_s = float(self.fleet.service_static["itl_s"][service])
+        context = np.array(prompt_tok + 0.5 * output_tok)
+        rates: dict[tuple[int, int, int], tuple[float, float]] = {}
         prefill, decode = [], []
-        context = prompt_tok + 0.5 * output_tok
         for row in static[static["service"] == service]:
-            k = int(row["sku"])
-            gpus = self.replicas(service, k, int(row["gpus"])) * int(self.profiles[service, k]["tp"])
-            cap_w = np.array(row["cap_max_w"] / row["gpus"])
-            prefill.append(float(self.prefill_tok_s(service, k, cap_w)) * gpus / prompt_tok)
-            slots = self.decode_slots(service, k, cap_w, itl_s, np.array(context))
-            step_s = self.decode_step_s(service, k, cap_w, slots, np.array(context))
-            replicas = self.replicas(service, k, int(row["gpus"]))
-            decode.append(float(slots / step_s) * replicas / output_tok)
+            k, gpus = int(row["sku"]), int(row["gpus"])
+            kind = (k, gpus, int(row["cap_max_w"]))
+            if kind not in rates:
+                cap_w, replicas = np.array(row["cap_max_w"] / gpus), self.replicas(service, k, gpus)
+                busy = replicas * int(self.profiles[service, k]["tp"])
+                slots = self.decode_slots(service, k, cap_w, itl_s, context)
+                step_s = self.decode_step_s(service, k, cap_w, slots, context)
+                rates[kind] = (
+                    float(self.prefill_tok_s(service, k, cap_w, prompt_tok)) * busy / prompt_tok,
+                    float(slots / step_s) * replicas / output_tok,
+                )
+            prefill.append(rates[kind][0])
+            decode.append(rates[kind][1])
         return np.array(prefill), np.array(decode)
 
-    def _batch_within(self, service: int, sku: int, itl_s, context_tok) -> np.ndarray:
-        """`physics.decode_batch_within` over arrays."""
-        prof = _R(self.profiles[service, sku])
-        x = np.maximum(np.asarray(itl_s) - prof.step_fixed_s, 0.0)
-        slope = prof.step_request_s + prof.step_context_s * np.asarray(context_tok)
-        p = slope * prof.experts_half + prof.step_experts_s - x
-        return (np.sqrt(p * p + 4.0 * slope * x * prof.experts_half) - p) / (2.0 * slope)
+    # ── all pools at once, for policies ──────────────────────────────────────────────────────────────────
+    @cached_property
+    def cap_range_w(self) -> np.ndarray:
+        """Lowest cap worth setting and highest legal cap per GPU of every pool, shape (P, 2)."""
+        return np.stack([self._pools.rows["low_w"], self._pools.rows["high_w"]], -1)
 
-    def _decode_phi(self, service: int, sku: int, cap_w, batch) -> np.ndarray:
-        """Bilinear in (log batch, cap)."""
-        caps, table = self.cap_w[service, sku], self.decode_phi[service, sku]
-        cap_w, batch = np.broadcast_arrays(np.asarray(cap_w, float), np.asarray(batch, float))
-        x = np.clip((cap_w - caps[0]) / (caps[1] - caps[0]), 0, CAP_POINTS - 1.000001)
-        y = np.clip(
-            np.interp(np.log(np.maximum(batch, 1.0)), np.log(BATCH_GRID), np.arange(len(BATCH_GRID))),
-            0,
-            len(BATCH_GRID) - 1.000001,
-        )
-        i, j = x.astype(int), y.astype(int)
-        fx, fy = x - i, y - j
-        low = table[j, i] * (1 - fx) + table[j, i + 1] * fx
-        high = table[j + 1, i] * (1 - fx) + table[j + 1, i + 1] * fx
-        return low * (1 - fy) + high * fy
+    def node_tok_s(
+        self, cap_w: np.ndarray, prompt_tok: np.ndarray, context_tok: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What one node of every pool does under a cap.
+
+        Args:
+            cap_w: Caps per GPU, shape (B, P).
+            prompt_tok: Mean prompt length, shape (B, S).
+            context_tok: Mean context of decoding requests, shape (B, S).
+
+        Returns:
+            Tokens/s (prompt tokens for prefill, output tokens within the ITL target for decode), and requests that
+            decode within that target (0 for prefill); shape (B, P) each.
+        """
+        pools = self._pools
+        out, slots = np.empty(cap_w.shape), np.empty(cap_w.shape)
+        node_rates(
+            pools.rows, _CONTEXTS, pools.prefill_phi, pools.slots, pools.rates, cap_w, context_tok,
+            self._prompt_tok_s(prompt_tok), out, slots,
+        )  # fmt: skip
+        return out, slots
+
+    def marginal_caps(
+        self,
+        nodes: np.ndarray,
+        gpus: np.ndarray,
+        asked_tok_s: np.ndarray,
+        value: np.ndarray,
+        active: np.ndarray,
+        prompt_tok: np.ndarray,
+        context_tok: np.ndarray,
+        sharpness: float,
+        budget_w: np.ndarray,
+    ) -> np.ndarray:
+        """Caps per GPU that spend a budget where the next watt earns most; see `policies.base.Model`."""
+        pools = self._pools
+        out = np.empty(nodes.shape)
+        marginal_caps(
+            pools.rows, _CONTEXTS, pools.prefill_phi, pools.slots, pools.rates, nodes, gpus, asked_tok_s, value,
+            active, context_tok, self._prompt_tok_s(prompt_tok), float(sharpness), budget_w,
+            np.empty((nodes.shape[1], 5)), out,
+        )  # fmt: skip
+        return out
+
+    def _prompt_tok_s(self, prompt_tok: np.ndarray) -> np.ndarray:
+        out = np.empty((len(prompt_tok), self.fleet.pools))
+        prompt_rates(self.profiles, self._pools.rows, prompt_tok, out)
+        return out
+
+    @cached_property
+    def _pools(self) -> _Pools:
+        fleet, static = self.fleet, self.fleet.node_static
+        pools, caps_n = fleet.pools, PIECES + 1
+        rows = np.zeros(pools, POOL_ROW)
+        prefill_phi = np.zeros((pools, caps_n))
+        slots, rates = (np.zeros((pools, len(CONTEXT_GRID), caps_n)) for _ in range(2))
+        for pool in range(pools):
+            s = pool // STAGES
+            of_service = static[static["service"] == s]
+            if not len(of_service):
+                continue
+            k = int(np.bincount(of_service["sku"]).argmax())
+            node = of_service[of_service["sku"] == k][0]
+            low = node["decode_floor_w" if pool % STAGES == DECODE else "cap_min_w"] / node["gpus"]
+            high, gpus = node["cap_max_w"] / node["gpus"], float(of_service["gpus"].mean())
+            rows[pool] = (low, high, gpus, self.replicas(s, k, round(gpus)), k)
+            caps = np.linspace(low, high, caps_n)
+            if pool % STAGES != DECODE:
+                prefill_phi[pool] = np.interp(caps, self.cap_w[s, k], self.prefill_phi[s, k])
+                continue
+            contexts, itl_s = CONTEXT_GRID[:, None], float(fleet.service_static["itl_s"][s])
+            fit = self.decode_slots(s, k, caps[None], itl_s, contexts)
+            slots[pool] = rows["replicas"][pool] * fit
+            rates[pool] = slots[pool] / self.decode_step_s(s, k, caps[None], fit, contexts)
+        return _Pools(rows, prefill_phi, slots, rates)
 
 
-class _R:
-    """A profile row read by attribute, as the compiled kernels do."""
-
-    def __init__(self, row: np.void):
-        self._row = row
-
-    def __getattr__(self, name: str) -> float:
-        return float(self._row[name])
-
-
-def _f(row: np.void, name: str) -> float:
-    return float(row[name])
+def _flat(*arrays) -> tuple[tuple[int, ...], list[np.ndarray]]:
+    """Broadcast, then as flat contiguous float64."""
+    full = np.broadcast_arrays(*(np.asarray(a, np.float64) for a in arrays))
+    return full[0].shape, [np.array(a, np.float64).reshape(-1) for a in full]

@@ -32,6 +32,54 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
         "role_gain": (0.0, 1.0),
         "role_deadband_nodes": (0.6, 3.0),
     },
+    "pi": {
+        "ttft_setpoint": (0.1, 1.0),
+        "itl_setpoint": (0.6, 1.0),
+        "gain": (0.02, 0.6),
+        "integral_s": (10.0, 600.0),
+        "tracking_s": (5.0, 100.0),
+        "reject_weight": (0.3, 10.0),
+        "prefill_bias": (-0.4, 0.6),
+        "prefill_nodes": (0.45, 0.85),
+    },
+    "three-band": {
+        "cap_above": (0.8, 1.0),
+        "cap_to": (0.7, 0.98),
+        "release_below": (0.5, 0.95),
+        "floor_frac": (0.4, 0.9),
+        "decode_first": (0.0, 1.0),
+        "prefill_nodes": (0.45, 0.85),
+    },
+    "reactive": {
+        "high": (0.4, 1.2),
+        "low": (0.2, 1.2),
+        "step": (0.02, 0.4),
+        "largest_shift": (0.1, 1.2),
+        "patience_s": (5.0, 90.0),
+        "move_s": (10.0, 120.0),
+        "prefill_bias": (-0.4, 0.8),
+        "is_moving": (0.0, 1.0),
+    },
+    "three-phase": {
+        "request_frac": (0.5, 1.2),
+        "decode_request": (0.5, 1.2),
+        "active_above": (0.01, 0.5),
+        "prefill_nodes": (0.45, 0.85),
+    },
+    "rollout": {
+        "horizon_s": (30.0, 120.0),
+        "watts_step": (0.05, 0.5),
+        "nodes_step": (0.0, 0.8),
+        "noise": (0.0, 1.0),
+        "terminal": (0.5, 1.1),
+        "margin": (0.0003, 0.02),
+    },
+    "clairvoyant": {
+        "horizon_s": (30.0, 180.0),
+        "watts_step": (0.05, 0.5),
+        "nodes_step": (0.0, 0.8),
+        "terminal": (0.5, 1.1),
+    },
 }
 """Constants searched per baseline: (low, high), log-uniform where low > 0."""
 
@@ -110,7 +158,10 @@ def tune(
 
 
 def record(result: Tuned, table: dict[str, Any]) -> None:
-    """Enter a result into the table of `registry.TUNED`, and choose the family's best baseline anew."""
+    """Enter a result into the table of `registry.TUNED`, and choose the family's best baseline anew.
+
+    Only `registry.CANDIDATES` compete: a clairvoyant is no baseline, and a rollout cannot run live.
+    """
     table.setdefault("baselines", {}).setdefault(result.baseline, {})[result.family] = {
         "params": result.params,
         "score": result.score,
@@ -119,8 +170,13 @@ def record(result: Tuned, table: dict[str, Any]) -> None:
         "candidates": result.candidates,
         "cpu_s": round(result.cpu_s, 1),
     }
-    entries = {name: rows[result.family]["score"] for name, rows in table["baselines"].items() if result.family in rows}
-    table.setdefault("best", {})[result.family] = max(entries, key=lambda name: entries[name])
+    entries = {
+        name: rows[result.family]["score"]
+        for name, rows in table["baselines"].items()
+        if result.family in rows and name in registry.CANDIDATES
+    }
+    if entries:
+        table.setdefault("best", {})[result.family] = max(entries, key=lambda name: entries[name])
 
 
 def _draw(rng: np.random.Generator, space: dict[str, tuple[float, float]]) -> dict[str, float]:

@@ -27,20 +27,98 @@ class Policy(Protocol):
 
 
 class Model(Protocol):
-    """What a planning baseline needs to know of the hardware; the plant implements it (`envs.model.PlantModel`)."""
+    """What a planning baseline needs to know of the hardware; the plant implements it (`envs.model.PlantModel`).
 
-    def prefill_tok_s(self, service: int, sku: int, cap_w: np.ndarray) -> np.ndarray:
-        """Prefill tokens per second and GPU under a cap per GPU."""
+    Every call answers for all pools of all environments at once. Axes: B environments, P pools, S services.
+    """
 
-    def decode_step_s(
-        self, service: int, sku: int, cap_w: np.ndarray, batch: np.ndarray, context_tok: np.ndarray
+    @property
+    def cap_range_w(self) -> np.ndarray:
+        """Lowest cap worth setting and highest legal cap per GPU of every pool, shape (P, 2)."""
+
+    def node_tok_s(
+        self, cap_w: np.ndarray, prompt_tok: np.ndarray, context_tok: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What one node of every pool does under a cap.
+
+        Args:
+            cap_w: Caps per GPU, shape (B, P).
+            prompt_tok: Mean prompt length, shape (B, S).
+            context_tok: Mean context of decoding requests, shape (B, S).
+
+        Returns:
+            Tokens/s (prompt tokens for prefill, output tokens within the ITL target for decode), and requests that
+            decode within that target (0 for prefill); shape (B, P) each.
+        """
+
+    def marginal_caps(
+        self,
+        nodes: np.ndarray,
+        gpus: np.ndarray,
+        asked_tok_s: np.ndarray,
+        value: np.ndarray,
+        active: np.ndarray,
+        prompt_tok: np.ndarray,
+        context_tok: np.ndarray,
+        sharpness: float,
+        budget_w: np.ndarray,
     ) -> np.ndarray:
-        """Decode step time of a replica with `batch` requests under a cap per GPU."""
+        """Caps that spend a budget where the next watt earns most.
 
-    def decode_slots(
-        self, service: int, sku: int, cap_w: np.ndarray, itl_s: float, context_tok: np.ndarray
-    ) -> np.ndarray:
-        """Requests that a replica decodes within `itl_s` and its KV memory under a cap per GPU."""
+        A pool's utility is value * (1 - exp(-sharpness * cover)), where cover is its capacity over what is asked;
+        decode covers no more than it can hold of the batch in flight within the ITL target.
 
-    def replicas(self, service: int, sku: int, gpus: int) -> int:
-        """Replicas on a node."""
+        Args:
+            nodes: Serving nodes, shape (B, P).
+            gpus: Their GPUs, shape (B, P).
+            asked_tok_s: Tokens/s asked of the pool, above 0, shape (B, P).
+            value: Utility of full cover, shape (B, P).
+            active: Requests decoding, shape (B, S).
+            prompt_tok: Mean prompt length, shape (B, S).
+            context_tok: Mean context of decoding requests, shape (B, S).
+            sharpness: How fast utility saturates.
+            budget_w: Watts for GPUs, shape (B,).
+
+        Returns:
+            Caps per GPU, shape (B, P), watts. All arrays are float64 and contiguous.
+        """
+
+
+class Roll(Protocol):
+    """Copies of one environment, ahead of time; `steps` is how often they can be stepped."""
+
+    steps: int
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is known now in every copy."""
+
+    def step(self, bids: Bids) -> None:
+        """Advance every copy by one control interval."""
+
+    def score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What became of the copies so far, shape (copies,) each.
+
+        Returns:
+            Tokens served in time; tokens late, rejected or lost; tokens in flight, each weighted by the chance that
+            its request still meets both targets.
+        """
+
+
+class Simulator(Protocol):
+    """What a policy that plans by simulation needs; the plant implements it (`envs.branch.PlantSimulator`)."""
+
+    def branch(self, row: int, copies: int, steps: int, future: np.ndarray | None = None) -> Roll:
+        """Copies of the environment that stands in a row of the snapshot last bid on.
+
+        Args:
+            row: Row of the snapshot.
+            copies: How many.
+            steps: Control intervals that they will be stepped at most.
+            future: Requests, mean prompt and output tokens of each tick's arrivals, shape (copies, ticks, S, 3);
+                then nominal parameters, no faults and announced changes alone are assumed too. None is the true
+                future.
+
+        Raises:
+            BadInput: outside the simulator.
+        """

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..fleet.bids import WATTS_EXPONENT, Bids
+from ..fleet.bids import Bids
 from ..fleet.snapshot import Snapshot
 from ..fleet.tables import STAGES
 from ..fleet.topology import Fleet
@@ -29,26 +29,46 @@ class PoolView:
     cap_max_w: np.ndarray
 
 
+class _Static:
+    """What of a fleet baselines read at every decision.
+
+    Attributes:
+        fallback_w: Mean largest cap of the pool's service, shape (P,).
+        gpus_per_node: Mean GPUs of the service's nodes, at least 1, shape (P,).
+        gpus: GPUs of the site.
+        fixed_w: What the root's limit must cover beside GPUs.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        node = fleet.node_static
+        count = np.maximum(np.bincount(node["service"], minlength=len(fleet.services)), 1)
+        cap_w = np.bincount(node["service"], node["cap_max_w"], minlength=len(fleet.services))
+        gpus = np.bincount(node["service"], node["gpus"], minlength=len(fleet.services))
+        self.fallback_w = np.repeat(cap_w / count, STAGES)
+        self.gpus_per_node = np.repeat(np.maximum(gpus / count, 1.0), STAGES)
+        self.gpus = float(np.maximum(node["gpus"].sum(), 1))
+        self.fixed_w = float(node["non_gpu_max_w"].sum() + fleet.domain_static["unmanaged_w"].sum())
+
+
+def static_of(fleet: Fleet) -> _Static:
+    """The fleet's constants, computed once."""
+    # kept in the fleet's own dictionary, as cached_property does: a fleet's hash walks all its nodes
+    found = fleet.__dict__.get("_pools_static")
+    if found is None:
+        found = fleet.__dict__["_pools_static"] = _Static(fleet)
+    return found
+
+
 def pool_view(fleet: Fleet, snapshot: Snapshot) -> PoolView:
     """Sum a snapshot over pools."""
-    static, node = fleet.node_static, snapshot.node
-    ready = (node["is_up"] == 1) & (node["moving_s"] <= 0)
-    demand_w = np.where(np.isfinite(node["demand_w"]), node["demand_w"], static["cap_max_w"])
-    shape = (snapshot.batch, fleet.pools)
-    nodes, gpus, coming = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    demand, cap_max = np.zeros(shape), np.zeros(shape)
-    for pool in range(fleet.pools):
-        here = (static["service"] == pool // STAGES) & (node["stage"] == pool % STAGES)
-        serving = here & ready
-        count = serving.sum(-1)
-        nodes[:, pool] = count
-        gpus[:, pool] = (serving * static["gpus"]).sum(-1)
-        coming[:, pool] = (here & ~ready & (node["is_up"] == 1)).sum(-1)
-        fallback_w = float(static["cap_max_w"][static["service"] == pool // STAGES].mean())
-        safe = np.maximum(count, 1)
-        demand[:, pool] = np.where(count > 0, (serving * demand_w).sum(-1) / safe, fallback_w)
-        cap_max[:, pool] = np.where(count > 0, (serving * static["cap_max_w"]).sum(-1) / safe, fallback_w)
-    return PoolView(nodes, gpus, coming, np.maximum(demand, 1.0), cap_max)
+    from ..fleet.arbiter.pools import sum_pools  # numba is loaded by who bids, not by who imports
+
+    sums = np.zeros((5, snapshot.batch, fleet.pools))
+    node = snapshot.node
+    if not (node.flags.c_contiguous and node.flags.writeable):
+        node = node.copy(order="C")
+    sum_pools(fleet.node_static, static_of(fleet).fallback_w, node, sums)
+    return PoolView(*sums)
 
 
 def gpu_budget_w(fleet: Fleet, snapshot: Snapshot) -> np.ndarray:
@@ -58,10 +78,9 @@ def gpu_budget_w(fleet: Fleet, snapshot: Snapshot) -> np.ndarray:
         Shape (B,), at least 0.
     """
     root = snapshot.domain[:, 0]
-    soon = root["next_in_s"] <= 10.0
-    limit_w = np.where(soon, np.minimum(root["limit_w"], root["next_limit_w"]), root["limit_w"]).astype(float)
-    fixed_w = int(fleet.node_static["non_gpu_max_w"].sum() + fleet.domain_static["unmanaged_w"].sum())
-    return np.maximum(limit_w - fixed_w, 0.0)
+    now_w, soon = root["limit_w"], root["next_in_s"] <= 10.0
+    limit_w = np.where(soon, np.minimum(now_w, root["next_limit_w"]), now_w)
+    return np.maximum(limit_w - static_of(fleet).fixed_w, 0.0)
 
 
 def watt_bids(want_w: np.ndarray, demand_w: np.ndarray) -> np.ndarray:
@@ -73,9 +92,36 @@ def watt_bids(want_w: np.ndarray, demand_w: np.ndarray) -> np.ndarray:
         want_w: Wanted caps per node, shape (B, P).
         demand_w: Mean demand per node, shape (B, P).
     """
-    log_ratio = np.log(np.maximum(want_w, 1.0) / demand_w) / WATTS_EXPONENT
-    centre = 0.5 * (log_ratio.max(-1, keepdims=True) + log_ratio.min(-1, keepdims=True))
-    return np.clip(log_ratio - centre, -1.0, 1.0)
+    from ..fleet.arbiter.pools import write_watt_bids
+
+    out = np.empty(demand_w.shape)
+    write_watt_bids(want_w, demand_w, out)
+    return out
+
+
+def split_bids(
+    fleet: Fleet, view: PoolView, prefill_share: float | np.ndarray, gain: float = 1.0, deadband_nodes: float = 0.6
+) -> np.ndarray:
+    """Node bids that move each disaggregated service's split towards a share of its serving and loading nodes.
+
+    Args:
+        fleet: The site.
+        view: What serves now.
+        prefill_share: Scalar, or shape (B, S).
+        gain: 1 asks for the whole distance at once.
+        deadband_nodes: Distances below this many nodes ask for nothing.
+
+    Returns:
+        Shape (B, P), in [-1, 1].
+    """
+    from ..fleet.arbiter.pools import write_split_bids
+
+    share = np.asarray(prefill_share, np.float64)
+    if share.ndim == 0:
+        share = np.full((len(view.nodes), len(fleet.services)), share)
+    out = np.empty(view.nodes.shape)
+    write_split_bids(fleet.service_static, view.nodes, view.coming, share, float(gain), float(deadband_nodes), out)
+    return out
 
 
 def pool_bids(fleet: Fleet, snapshot: Snapshot, watts: np.ndarray, nodes: np.ndarray | None = None) -> Bids:

@@ -37,15 +37,24 @@ def finite_or(value, missing):
     return value if np.isfinite(value) else missing
 
 
+@kernel(inline=True)
+def clip(value, low, high):
+    """A value within a range; NaN stays NaN, as with NumPy."""
+    return low if value < low else (high if value > high else value)
+
+
 @kernel
-def sum_nodes(node_static, stale_s, sn_node, st_node, sums, values):
+def sum_nodes(node_static, inverse_w, stale_s, sn_node, st_node, low, high, sums, values):
     """Add up the nodes of every pool, and write every node's values where there is room for them.
 
     Args:
         node_static: `tables.NODE_STATIC`, shape (N,).
+        inverse_w: 1 / largest legal cap, shape (N,).
         stale_s: Telemetry older than this is stale.
         sn_node: `tables.NODE_SNAPSHOT`, shape (B, N).
         st_node: `tables.NODE_STATE`, shape (B, N).
+        low: What node values are clipped to from below, shape (len(NODE_COLUMNS),), float32.
+        high: The same from above.
         sums: Zeros, shape (B, P, SUMS); sums over a service stand in both of its pools.
         values: float32, shape (B, N, len(NODE_COLUMNS)), or (B, 0, ...) when they are not wanted.
     """
@@ -54,7 +63,7 @@ def sum_nodes(node_static, stale_s, sn_node, st_node, sums, values):
         for i in range(len(node_static)):
             static, sn, st = node_static[i], sn_node[b, i], st_node[b, i]
             first_pool = STAGES * static.service
-            scale = 1.0 / static.cap_max_w
+            scale = inverse_w[i]
             is_stale = not sn.age_s <= stale_s or sn.is_silent != 0
             is_live = sn.is_up != 0 and sn.is_silent == 0 and st.is_drained == 0
             is_moving = is_live and st.stage_cmd != PARKED and (sn.moving_s > 0.0 or sn.stage != st.stage_cmd)
@@ -92,10 +101,10 @@ def sum_nodes(node_static, stale_s, sn_node, st_node, sums, values):
                 out[3] = is_parked
                 out[4] = not is_live
                 out[5] = is_stale
-                out[6] = cap
-                out[7] = power
-                out[8] = demand
-                out[9] = util
-                out[10] = clock
-                out[11] = temp
+                out[6] = clip(cap, low[6], high[6])
+                out[7] = clip(power, low[7], high[7])
+                out[8] = clip(demand, low[8], high[8])
+                out[9] = clip(util, low[9], high[9])
+                out[10] = clip(clock, low[10], high[10])
+                out[11] = clip(temp, low[11], high[11])
                 out[12] = sn.xid != 0

@@ -23,10 +23,16 @@ PRETRAINED = Path(__file__).parent / "policies" / "pretrained"
 
 
 def _classes() -> dict[str, Callable[..., "Policy"]]:
+    from .policies.baselines.clairvoyant import Clairvoyant
     from .policies.baselines.greedy import Greedy
+    from .policies.baselines.pi import ProportionalIntegral
     from .policies.baselines.proportional import Proportional
     from .policies.baselines.random_bids import Random
+    from .policies.baselines.reactive import Reactive
+    from .policies.baselines.rollout import Rollout
     from .policies.baselines.static_table import StaticTable
+    from .policies.baselines.three_band import ThreeBand
+    from .policies.baselines.three_phase import ThreePhase
     from .policies.baselines.uniform import Uniform
 
     return {
@@ -34,14 +40,35 @@ def _classes() -> dict[str, Callable[..., "Policy"]]:
         "static": StaticTable,
         "proportional": Proportional,
         "greedy": Greedy,
+        "pi": ProportionalIntegral,
+        "three-band": ThreeBand,
+        "reactive": Reactive,
+        "three-phase": ThreePhase,
+        "rollout": Rollout,
+        "clairvoyant": Clairvoyant,
         "random": Random,
     }
 
 
-BASELINES = ("uniform", "static", "proportional", "greedy", "random")
+BASELINES = (
+    "uniform",
+    "static",
+    "proportional",
+    "greedy",
+    "pi",
+    "three-band",
+    "reactive",
+    "three-phase",
+    "rollout",
+    "clairvoyant",
+    "random",
+)
 NEEDS_MODEL = ("greedy",)
-CANDIDATES = ("static", "proportional", "greedy", "uniform")
-"""Baselines that compete for `best-baseline`."""
+NEEDS_SIMULATOR = ("rollout", "clairvoyant")
+"""Baselines that think with copies of the simulated plant: they run in simulation alone."""
+
+CANDIDATES = ("static", "proportional", "greedy", "uniform", "pi", "three-band", "reactive", "three-phase")
+"""Baselines that compete for `best-baseline`: those that can run live, and be the base of a learned policy."""
 
 
 @cache
@@ -64,7 +91,7 @@ def baseline(name: str, scenario: "Scenario", params: dict[str, float] | None = 
     if params is None:
         params = tuned()["baselines"].get(name, {}).get(scenario.family, {}).get("params", {})
     cls = classes[name]
-    known = {f.name for f in fields(cls)} - {"fleet", "model", "name"}  # type: ignore[arg-type]
+    known = {f.name for f in fields(cls)} - {"fleet", "model", "name", "base", "simulator"}  # type: ignore[arg-type]
     for key in params:
         if key not in known:
             raise BadInput(f"{name} has no constant {key!r}; it has {', '.join(sorted(known)) or 'none'}")
@@ -73,6 +100,10 @@ def baseline(name: str, scenario: "Scenario", params: dict[str, float] | None = 
         from .envs.model import PlantModel
 
         extra["model"] = PlantModel(scenario.fleet)
+    if name in NEEDS_SIMULATOR:
+        from .envs.branch import PlantSimulator
+
+        extra |= {"base": baseline("greedy", scenario), "simulator": PlantSimulator(scenario)}
     return cls(fleet=scenario.fleet, **extra, **params)
 
 

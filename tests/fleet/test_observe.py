@@ -136,11 +136,14 @@ def test_fleet_features_say_what_is_announced(world):
         assert float(row[column("fleet", name)]) == pytest.approx(value, rel=1e-3)
 
 
-def test_the_kernel_writes_node_features_in_the_order_of_the_schema():
-    """The kernel's columns are the schema's, by name."""
+def test_the_kernels_write_features_in_the_order_of_the_schema():
+    """The kernels' columns are the schema's, by name."""
+    from flyball.fleet.arbiter.features import FLEET_COLUMNS, POOL_COLUMNS
     from flyball.fleet.arbiter.sums import NODE_COLUMNS
 
     assert tuple(f.name for f in NODE_FEATURES) == NODE_COLUMNS
+    assert tuple(f.name for f in POOL_FEATURES) == POOL_COLUMNS
+    assert tuple(f.name for f in FLEET_FEATURES) == FLEET_COLUMNS
 
 
 def test_an_unknown_fleet_can_be_observed(world):
