@@ -131,8 +131,8 @@ def _episode(env: gym.Env, buffer_type, index: int, seed: int, noise: float):
     steps = len(rewards)
     truncations = [False] * (steps - 1) + [True]
     names = list(infos[0])
-    # as Minari's collector: information of the reset first, here zeros
-    told = {name: np.array([0.0, *(row[name] for row in infos)]) for name in names}
+    # as Minari's collector: information of the reset first, here zeros; its arrow storage reads back no scalar arrays
+    told: dict[str, Any] = {name: [0.0, *(row[name] for row in infos)] for name in names}
     stacked: Any = np.stack(observations) if not isinstance(seen, dict) else _stack(observations)
     buffer = buffer_type(
         id=index, seed=seed, observations=stacked, actions=np.stack(actions), rewards=rewards,

@@ -8,7 +8,8 @@ import numpy as np
 from ..fleet.schema import FLEET_BIDS, FLEET_FEATURES, NODE_FEATURES, POOL_BIDS, POOL_FEATURES
 from .core import Core
 from .layout import Slot, action_slots, observation_slots
-from .simulate import CoreState, Futures, Outcome, restore, save
+from .simulate import Futures, Outcome
+from .state import CoreState, restore, save
 
 LIMIT = 5.0
 """Every feature is clipped well inside this; the box says so."""

@@ -18,6 +18,8 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
 )  # fmt: skip
 """Okabe and Ito's colours, which people of every colour vision tell apart."""
 
+LIGHT_GREEN = "#7fceb9"
+
 STAGE_COLOUR = {PREFILL: PURPLE, DECODE: GREEN, PARKED: GREY}
 MOMENT_COLOUR = {
     "limit": INK, "notice": ORANGE, "fault": VERMILION, "trip": VERMILION, "shed": VERMILION, "repair": GREEN,
@@ -263,13 +265,18 @@ class Recorder:
         step = _nice(most / 3)
         ticks = [(v / most, f"{v / 1e3:g}") for v in np.arange(0.0, most, step)]
         self._axes(
-            c, top, bottom, "Thousand tokens/s", ticks, [("in target", GREEN), ("rejected, late or lost", VERMILION)]
+            c,
+            top,
+            bottom,
+            "Thousand tokens/s",
+            ticks,
+            [("in target", LIGHT_GREEN), ("rejected, late or lost", VERMILION)],
         )
         for before, row in pairwise(rows):
             x0, x1 = self._x(before.time_s), self._x(row.time_s)
             good = row.good_tok_s / most * (bottom - top - 16)
             bad = row.spoilt_tok_s / most * (bottom - top - 16)
-            c.rectangle(x0, bottom - good, x1, bottom, "#7fceb9")
+            c.rectangle(x0, bottom - good, x1, bottom, LIGHT_GREEN)
             c.rectangle(x0, bottom - good - bad, x1, bottom - good, VERMILION)
         y = bottom + 12
         for back_s in range(0, round(WINDOW_S) + 1, 60):

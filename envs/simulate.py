@@ -1,4 +1,4 @@
-"""Looking ahead: save a state, restore it, and play plans in copies of it without touching the original.
+"""Looking ahead: play plans in copies of a state without touching the original.
 
 A future is honest by default. What a controller could not know is drawn anew in every copy: the load to come, hidden
 parameters, noise and faults; limits stay as they were told, announced changes included. `clairvoyant=True` keeps the
@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..fleet.bids import Bids
-from ..fleet.observe import Observation
 from ..fleet.tables import NEVER_S
 from .core import Core
 from .kpis import episode_kpis
 from .limits import DEMANDED, IN_FORCE, NEXT, NEXT_IN_S, TOLD
 from .load import Load
 from .plant import Plant
+from .state import restore, save
 
 FUTURE_STREAM = 21
 """Second word of the seeds of futures: no future repeats an episode that was drawn from the same number."""
@@ -29,104 +28,7 @@ RECENT_S = 30.0
 LEVEL_RANGE = (0.25, 4.0)
 """How far a drawn load is scaled to meet the present one."""
 
-PLANT_ARRAYS = (
-    "params", "tick", "time_s", "arrivals", "prompt_tok", "output_tok", "ca2", "cs2", "limits", "told", "node",
-    "domain", "service", "totals", "ttft", "itl",
-)  # fmt: skip
-"""The plant's own arrays, batch first, that an episode fills or changes."""
 
-
-# ── saving and restoring ────────────────────────────────────────────────────────────────────────────────
-@dataclass(frozen=True)
-class CoreState:
-    """Everything of some environments that has memory, as copies.
-
-    Attributes:
-        plant: What `save_plant` gave.
-        memory: Of the background policy; None or an array, batch first.
-        base: The background's bids of now.
-        observation: What was last seen.
-        load_scale: Superposition factor of a load file.
-        load_source: Where the load came from.
-    """
-
-    plant: Any
-    memory: np.ndarray | None
-    base: Bids
-    observation: Observation
-    load_scale: float
-    load_source: str
-
-
-def _tables(plant: Plant) -> dict[str, np.ndarray]:
-    """Every array of the plant that has memory, by name: views."""
-    out = {name: getattr(plant, name) for name in PLANT_ARRAYS}
-    for part in ("node", "domain", "service"):
-        out[f"told_{part}"] = getattr(plant.snapshot, part)
-    for part in ("node", "domain", "pool", "service", "fleet"):
-        out[f"state_{part}"] = getattr(plant.state, part)
-    out["plan_node"], out["plan_fleet"] = plant.plan.node, plant.plan.fleet
-    return out
-
-
-def save_plant(plant: Plant, envs: np.ndarray) -> dict[str, np.ndarray]:
-    """Copies of the plant's rows `envs`."""
-    return {name: table[envs] for name, table in _tables(plant).items()}
-
-
-def restore_plant(plant: Plant, saved: dict[str, np.ndarray], envs: np.ndarray) -> None:
-    """Write saved rows into the rows `envs`; one saved row fills them all."""
-    for name, table in _tables(plant).items():
-        table[envs] = saved[name]
-
-
-def save(core: Core, envs: Sequence[int] | np.ndarray | None = None) -> CoreState:
-    """Copy everything that has memory.
-
-    Args:
-        core: A core that was reset.
-        envs: Which environments; all by default.
-    """
-    assert core.observation is not None, "reset first"
-    index = np.arange(core.batch) if envs is None else np.asarray(envs)
-    seen = core.observation
-    return CoreState(
-        save_plant(core.plant, index),
-        None if core.memory is None else core.memory[index],
-        Bids(core.base.pool[index], core.base.node[index], core.base.fleet[index]),
-        Observation(*(getattr(seen, f)[index] for f in ("pool", "node", "fleet", "pool_mask", "node_mask"))),
-        core.load_scale,
-        core.load_source,
-    )
-
-
-def restore(core: Core, state: CoreState, envs: Sequence[int] | np.ndarray | None = None) -> None:
-    """Put a saved state back.
-
-    Args:
-        core: A core of the same scenario, fleet and background.
-        state: What `save` gave; a state of one environment fills all of `envs`.
-        envs: Which environments; all by default.
-    """
-    index = np.arange(core.batch) if envs is None else np.asarray(envs)
-    restore_plant(core.plant, state.plant, index)
-    if core.observation is None or len(index) == core.batch:
-        # whole arrays: copies, so that a state can be restored again
-        spread = (lambda a: np.repeat(a, core.batch, 0)) if len(state.base.pool) == 1 else (lambda a: a.copy())
-        core.memory = None if state.memory is None else spread(state.memory)
-        core.base = Bids(*(spread(a) for a in (state.base.pool, state.base.node, state.base.fleet)))
-        seen = state.observation
-        core.observation = Observation(*(spread(a) for a in vars(seen).values()))
-    else:
-        if state.memory is not None:
-            core.memory[index] = state.memory
-        for name in ("pool", "node", "fleet"):
-            getattr(core.base, name)[index] = getattr(state.base, name)
-            getattr(core.observation, name)[index] = getattr(state.observation, name)
-    core.load_scale, core.load_source = state.load_scale, state.load_source
-
-
-# ── futures ─────────────────────────────────────────────────────────────────────────────────────────────
 @dataclass(frozen=True)
 class Outcome:
     """What became of M plans in K futures over H steps.
@@ -284,8 +186,9 @@ def _limits_as_told(plant: Plant, tick: int, has_events: bool) -> None:
         plant.limits[:, tick:, d, DEMANDED] = plant.limits[:, tick:, d, IN_FORCE] = demanded
         before_w, cut_at_s = int(state["in_force_w"][d]), float(state["cut_at_s"][d])
         if now_w < min(before_w, int(state["announced_w"][d])):
-            until_s = cut_at_s if cut_at_s < NEVER_S else float(plant.time_s[0]) + timing.grace_s
-            grace = when_s < min(until_s, start_s)
+            heard_s = cut_at_s if cut_at_s < NEVER_S else float(plant.time_s[0]) + timing.grace_s
+            # the grace runs from the cut itself, which is told a tick later (`limits.budget_series`)
+            grace = when_s < min(heard_s - tick_s, start_s)
             plant.limits[:, tick:, d, IN_FORCE] = np.where(grace, before_w, demanded)
         plant.told[:, tick:, d, TOLD] = demanded
         plant.told[:, tick:, d, NEXT] = np.where(when_s < start_s, next_w, demanded)

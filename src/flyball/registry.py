@@ -148,10 +148,11 @@ def make_vector_env(
     overrides=(),
     is_staggered=False,
     render_mode=None,
+    autoreset="same_step",
     **kwargs,
 ):
     """A vector environment; what `gym.make_vec` calls."""
     from .envs.vector_env import FlyballVectorEnv
 
     core = _core_for(env_id, scenario, action, num_envs, overrides, **kwargs)
-    return FlyballVectorEnv(core, obs, is_staggered, render_mode, env_id)
+    return FlyballVectorEnv(core, obs, is_staggered, render_mode, env_id, autoreset)
