@@ -118,7 +118,8 @@ def _episode(env: gym.Env, buffer_type, index: int, seed: int, noise: float):
     rng = np.random.default_rng([seed, _NOISE_STREAM])
     seen, _ = env.reset(seed=seed)
     observations, actions, rewards, infos = [seen], [], [], []
-    over, info = False, {}
+    over = False
+    info: dict[str, Any] = {}
     while not over:
         action = own.base_action()
         if noise:

@@ -239,7 +239,10 @@ class PowerRawEnv(FlyballEnv):
 
 
 ENVIRONMENTS: dict[str, type[FlyballEnv]] = {
-    cls.env_id: cls  # type: ignore[attr-defined]
-    for cls in (PowerEnv, StagesEnv, RemediationEnv, FactoryEnv, PowerRawEnv)
+    "Power-v0": PowerEnv,
+    "Stages-v0": StagesEnv,
+    "Remediation-v0": RemediationEnv,
+    "Factory-v0": FactoryEnv,
+    "PowerRaw-v0": PowerRawEnv,
 }
 """Class of every id."""

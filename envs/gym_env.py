@@ -140,7 +140,7 @@ class FlyballEnv(gym.Env):
     def base_action(self) -> np.ndarray:
         """The action that leaves the background's bids of now as they are, shape (A,): zeros with "residual"."""
         if self.core.residual:
-            return np.zeros(self.action_space.shape, np.float32)
+            return np.zeros(self.core.action_size, np.float32)
         return np.array([_bid(self.core.base, slot) for slot in self.action_slots()], np.float32)
 
     # ── looking ahead ────────────────────────────────────────────────────────────────────────────────────

@@ -169,7 +169,6 @@ def documented(env_id: str) -> Callable[[type], type]:
         for name, part in parts.items():
             text = text.replace(f"<<{name}>>", part.strip())
         cls.__doc__ = text.replace("<<id>>", env_id)
-        cls.env_id = env_id  # type: ignore[attr-defined]
         return cls
 
     return fill

@@ -158,15 +158,16 @@ class History:
             where = "site limit" if d == 0 else f"limit of {domain.name}"
             text = f"{where} {label} of nominal" if is_ < domain.peak_w else f"{where} back to nominal"
             last = self.moments[-1] if self.moments else None
-            if last and last.kind == "limit" and now["time_s"] - last.time_s <= 2 * fleet.timing.control_s:
+            is_same = last is not None and last.kind == "limit" and last.text.startswith(where)
+            if is_same and last and now["time_s"] - last.time_s <= 2 * fleet.timing.control_s:
                 self.moments.pop()  # a ramp is one event
             changed = np.flatnonzero(plant.limits[self.env, ticks, d, 0] != was)
             self._add("limit", text, label, before["time_s"] + float(changed[0]) * fleet.timing.tick_s)
         if now["notice_s"] < NEVER_S and before["notice_s"] >= NEVER_S:
-            share = f"{now['next_w'] / fleet.domains[0].peak_w - 1:+.0%}".replace("-", "−")
+            next_share = f"{now['next_w'] / fleet.domains[0].peak_w - 1:+.0%}".replace("-", "−")
             at_s = now["time_s"] + now["notice_s"]
             clock = f"{int(at_s) // 60}:{int(at_s) % 60:02d}"
-            self._add("notice", f"announced: site limit {share} from {clock}", "notice")
+            self._add("notice", f"announced: site limit {next_share} from {clock}", "notice")
 
     def _nodes(self, before: dict, now: dict) -> None:
         fleet = self.core.fleet

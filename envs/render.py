@@ -200,7 +200,7 @@ class Recorder:
     def _axes(self, c: Canvas, top: float, bottom: float, title: str, ticks: list[tuple[float, str]], legend) -> None:
         """Frame, title, legend and ticks; ticks are (share of the height from the bottom, label)."""
         c.text(MIDDLE + 14, top - 2, title, size=13, is_bold=True)
-        x = RIGHT
+        x = float(RIGHT)
         for word, colour in reversed(legend):
             x -= width_of(word, 11)
             c.text(x, top - 2, word, SOFT, 11)

@@ -5,12 +5,13 @@ parameters, noise and faults; limits stay as they were told, announced changes i
 true future instead, which gives bounds, and labels for distillation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ..fleet.bids import Bids
 from ..fleet.tables import NEVER_S
 from .core import Core
 from .kpis import episode_kpis
@@ -72,6 +73,7 @@ class Futures:
         load: str = "resample",
         knows_plant: bool = False,
         clairvoyant: bool = False,
+        count: int = 1,
     ) -> Outcome:
         """Play plans from the present state of an environment.
 
@@ -80,13 +82,15 @@ class Futures:
             env: Which of its environments.
             plan: None lets the background play; otherwise actions as `step` takes them: (A,) is held, (H, A) is one
                 plan, (M, H, A) are M plans that meet the same futures. A plan shorter than `steps` holds its last
-                action.
+                action. `Bids` of shape (M, H, ...) are played as they are, whatever the agent owns. A function of
+                (copies, step) returns the bids of all M K rows, plan by plan: rollouts in closed loop.
             steps: Control intervals to look ahead, H; fewer where the episode ends before.
             seeds: K, or K seeds.
             load: "resample" draws the load's future anew, scaled to the level of the last `RECENT_S`, which it
                 forgets at the scenario's `rate_corr_s`; "held" keeps the mean of the last `RECENT_S`.
             knows_plant: Keep the true hidden parameters of the hardware; noise and faults are drawn anew all the same.
             clairvoyant: The true future and parameters: every copy is what will happen under the plan.
+            count: M, where the plan is a function.
 
         Returns:
             Rewards, terms and KPIs by plan, future and step.
@@ -100,14 +104,14 @@ class Futures:
         steps = min(int(steps), left)
         if steps < 1:
             raise ValueError("the episode is over, or steps is below 1: reset first, or ask for a step")
-        plans = _plans(plan, steps, core.action_size)
         seeds = tuple(range(seeds)) if isinstance(seeds, int) else tuple(int(s) for s in seeds)
         if not seeds:
             raise ValueError("no seeds: give at least one")
-        count, each = (1 if plans is None else len(plans)), len(seeds)
+        each = len(seeds)
+        count, bids_at = _source(plan, steps, core.action_size, each, count)
         copies = self._of(core, count * each)
         _fill(copies, core, env, seeds, count, load, knows_plant, clairvoyant)
-        reward, terms, kpis = _roll(copies, plans, steps, each)
+        reward, terms, kpis = _roll(copies, bids_at, steps)
         shape = (count, each)
         return Outcome(
             reward.reshape(*shape, steps),
@@ -126,10 +130,27 @@ class Futures:
         return self._copies[1]
 
 
-def _plans(plan, steps: int, size: int) -> np.ndarray | None:
-    """Plans as (M, H, A), or None for the background."""
+BidsAt = Callable[[Core, int], Bids]
+"""The bids of every copy at a step."""
+
+
+def _source(plan, steps: int, size: int, each: int, count: int) -> tuple[int, BidsAt]:
+    """M, and where bids come from."""
     if plan is None:
-        return None
+        return 1, lambda copies, step: copies.base
+    if isinstance(plan, Bids):
+        parts = [np.asarray(a, np.float32) for a in (plan.pool, plan.node, plan.fleet)]
+        held = [np.minimum(np.arange(steps), a.shape[1] - 1) for a in parts]
+        parts = [np.repeat(a[:, h], each, 0) for a, h in zip(parts, held, strict=True)]
+        return len(plan.pool), lambda copies, step: Bids(*(np.ascontiguousarray(a[:, step]) for a in parts)).clipped()
+    if callable(plan):
+        return count, lambda copies, step: plan(copies, step).clipped()
+    plans = _actions(plan, steps, size)
+    return len(plans), lambda copies, step: copies.bids(np.repeat(plans[:, step], each, 0))
+
+
+def _actions(plan, steps: int, size: int) -> np.ndarray:
+    """Plans of actions as (M, H, A)."""
     plans = np.asarray(plan, np.float32)
     while plans.ndim < 3:
         plans = plans[None]
@@ -148,7 +169,7 @@ def _fill(copies: Core, core: Core, env: int, seeds, count: int, load: str, know
         return
     own = [int(np.random.SeedSequence([s, FUTURE_STREAM]).generate_state(1, np.uint64)[0] >> 1) for s in seeds]
     drawn_load = copies.make_load(own)
-    tiled = {n: np.concatenate([getattr(drawn_load, n)] * count) for n in _LOAD_ARRAYS}
+    tiled: dict[str, Any] = {n: np.concatenate([getattr(drawn_load, n)] * count) for n in _LOAD_ARRAYS}
     copies.plant.reset(np.array(own * count), replace(drawn_load, **tiled))
     plant = copies.plant
     drawn = {name: plant.node[name].copy() for name in ("fault_margin", "fault_rate")}
@@ -221,15 +242,15 @@ def _load_as_drawn(plant: Plant, tick: int, drawn: Load, how: str, corr_s: float
     plant.output_tok[:, tick:] = drawn.output_tokens[:, tick:ticks]
 
 
-def _roll(copies: Core, plans: np.ndarray | None, steps: int, each: int):
+def _roll(copies: Core, bids_at: BidsAt, steps: int):
     """Step the copies; rewards and terms (B, H), KPIs of these steps (B,)."""
     plant = copies.plant
     plant.totals["peak_frac"] = 0.0  # a maximum has no difference; nothing reads it but the KPI
     before = (plant.totals.copy(), plant.ttft.sum(1), plant.itl.sum(1), plant.service.copy())
-    rewards, terms = [], {}
+    rewards: list[np.ndarray] = []
+    terms: dict[str, list[np.ndarray]] = {}
     for step in range(steps):
-        bids = copies.base if plans is None else copies.bids(np.repeat(plans[:, step], each, 0))
-        _, reward, _, info = copies.step(bids)
+        _, reward, _, info = copies.step(bids_at(copies, step))
         rewards.append(reward)
         for name, values in info.items():
             terms.setdefault(name, []).append(values)

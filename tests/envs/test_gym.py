@@ -180,6 +180,16 @@ def test_make_vec_speaks_gymnasiums_vector_api(env_id, obs):
     envs.close()
 
 
+def test_gymnasiums_own_vectorisation_works():
+    """`vectorization_mode="sync"` puts single environments side by side."""
+    envs = gym.make_vec(IDS[0], num_envs=2, vectorization_mode="sync", **SHORT)
+    envs.reset(seed=1)
+    for _ in range(24):
+        _, _, _, over, info = envs.step(envs.action_space.sample())
+    assert over.all() and info["kpis"]["requests"].shape == (2,)
+    envs.close()
+
+
 def test_gymnasiums_vector_wrappers_fit():
     """Statistics per episode, frozen normalisation and lists of dicts work on the vector environment."""
     from gymnasium.wrappers.vector import DictInfoToList, NormalizeObservation, RecordEpisodeStatistics

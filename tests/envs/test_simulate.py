@@ -5,6 +5,7 @@ import pytest
 
 from flyball.envs.simulate import Futures
 from flyball.envs.state import PLANT_ARRAYS, plant_tables
+from flyball.fleet.bids import Bids
 from flyball.registry import make_env, make_vector_env
 
 SHORT = ("seconds=300", "warmup_s=0")
@@ -160,6 +161,19 @@ def test_one_environment_of_a_batch_can_be_looked_ahead_from():
     a = vector.simulate(steps=4, seeds=2, env=1)
     b = single.simulate(steps=4, seeds=2)
     assert a.reward.tobytes() == b.reward.tobytes()
+
+
+def test_plans_may_be_bids_or_closed_loops():
+    """Bids and functions of the copies give what the same actions give; a function sees each copy's own state."""
+    env, actions = start("Factory-v0", scenario="multi-service")
+    plans = np.stack([actions[:6], -actions[:6]])
+    want = env.simulate(plans, steps=8, seeds=2).reward
+    each = [[env.core.bids(a[None]) for a in plan] for plan in plans]
+    bids = Bids(*(np.stack([[getattr(b, k)[0] for b in plan] for plan in each]) for k in ("pool", "node", "fleet")))
+    assert np.array_equal(env.simulate(bids, steps=8, seeds=2).reward, want)
+    looped = env.simulate(lambda copies, step: copies.base, steps=8, seeds=2, count=2)
+    assert looped.reward.shape == (2, 2, 8)
+    assert np.array_equal(looped.reward[1:], env.simulate(None, steps=8, seeds=2).reward)
 
 
 def test_plans_are_held_and_cut_to_what_is_left():
