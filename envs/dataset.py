@@ -1,4 +1,4 @@
-"""Episodes of a policy as a Minari dataset, for offline learning. Needs the [minari] extra.
+"""Episodes of a policy as a Minari dataset, for offline learning. Needs the [dataset] extra.
 
 The policy plays as the scenario's background, and the action recorded is the part of its bids that the id's agent owns:
 replaying the actions in an environment with that background gives the episodes back.
@@ -64,7 +64,7 @@ def write_dataset(
         from minari.data_collector import EpisodeBuffer
     except ImportError as error:
         raise BadInput(
-            f"this needs the [minari] extra ({error.name} is missing); pip install 'flyball[minari]'"
+            f"this needs the [dataset] extra ({error.name} is missing); pip install 'flyball[dataset]'"
         ) from None
     if episodes < 1 or not noise >= 0:
         raise BadInput(f"{episodes} episodes with noise {noise}: give at least 1 episode and noise of 0 or more")

@@ -123,11 +123,18 @@ class Futures:
     def _of(self, core: Core, batch: int) -> Core:
         if self._copies is None or self._copies[0] is not core or self._copies[1].batch != batch:
             copies = Core(
-                core.scenario, core.background, core.channels, batch, core.residual, core.file, core.block,
+                core.scenario, _background(core), core.channels, batch, core.residual, core.file, core.block,
                 core.has_arbiter, core.flat_pools,
             )  # fmt: skip
             self._copies = (core, copies)
         return self._copies[1]
+
+
+def _background(core: Core):
+    """The core's background for its copies; a planner that follows the core's plant gets a simulator of its own."""
+    policy: Any = core.background
+    simulator = getattr(policy, "simulator", None)
+    return policy if simulator is None else replace(policy, simulator=type(simulator)(core.scenario))
 
 
 BidsAt = Callable[[Core, int], Bids]

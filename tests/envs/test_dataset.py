@@ -20,7 +20,7 @@ SHORT = ("seconds=60", "warmup_s=0")
 @pytest.mark.parametrize("obs", ["flat", "tokens"])
 def test_a_dataset_is_read_back_and_replays(tmp_path, obs):
     """Replaying the recorded actions from the recorded seeds gives the recorded observations and rewards."""
-    pytest.importorskip("minari", reason="needs the [minari] extra")
+    pytest.importorskip("minari", reason="needs the [dataset] extra")
     before = os.environ.get("MINARI_DATASETS_PATH")
     written = write_dataset("bursty", "greedy", 2, tmp_path, "Factory-v0", obs, 0.2, 7, SHORT)
     assert os.environ.get("MINARI_DATASETS_PATH") == before
@@ -44,7 +44,7 @@ def test_a_dataset_is_read_back_and_replays(tmp_path, obs):
 
 def test_noise_is_what_differs_from_the_policy(tmp_path):
     """Without noise the episodes are the policy's own; with it they are not."""
-    pytest.importorskip("minari", reason="needs the [minari] extra")
+    pytest.importorskip("minari", reason="needs the [dataset] extra")
     from flyball.experiments.simulate import simulate
 
     a = write_dataset("steady", "greedy", 1, tmp_path / "a", seed=3, overrides=SHORT)
@@ -55,7 +55,7 @@ def test_noise_is_what_differs_from_the_policy(tmp_path):
 
 def test_the_verb_writes_and_refuses(tmp_path):
     """`flyball dataset --json` says what was written; a second run into the same folder is refused with exit 2."""
-    pytest.importorskip("minari", reason="needs the [minari] extra")
+    pytest.importorskip("minari", reason="needs the [dataset] extra")
     args = ["dataset", "steady", "--policy", "static", "--episodes", "1", "--out", str(tmp_path), "--json"]
     args += ["--set", "seconds=60", "--set", "warmup_s=0"]
     result = CliRunner().invoke(main, args)
@@ -68,7 +68,7 @@ def test_the_verb_writes_and_refuses(tmp_path):
 
 def test_bad_numbers_are_refused(tmp_path):
     """No episodes, or negative noise, is one line and exit 2."""
-    pytest.importorskip("minari", reason="needs the [minari] extra")
+    pytest.importorskip("minari", reason="needs the [dataset] extra")
     for kwargs in ({"episodes": 0}, {"episodes": 1, "noise": float("nan")}):
         with pytest.raises(BadInput, match="at least 1 episode"):
             write_dataset("steady", "greedy", out=tmp_path, **kwargs)
