@@ -134,7 +134,7 @@ the episodes that ended in the step (`AutoresetMode.SAME_STEP`).
 
 ARGUMENTS = """
 ```python
-gym.make("flyball.envs:flyball/<<id>>", scenario="bursty", obs="flat", action="bids", render_mode=None, overrides=())
+gym.make("flyball.envs:flyball/<<id>>", scenario="bursty", obs="flat", action="bids", render_mode=None)
 gym.make_vec("flyball.envs:flyball/<<id>>", num_envs=8, scenario="bursty")
 ```
 
