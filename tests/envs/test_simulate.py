@@ -6,7 +6,7 @@ import pytest
 from flyball.envs.simulate import Futures
 from flyball.envs.state import PLANT_ARRAYS, plant_tables
 from flyball.fleet.bids import Bids
-from flyball.registry import make_env, make_vector_env
+from flyball.registry import BASELINES, make_env, make_vector_env
 
 SHORT = ("seconds=300", "warmup_s=0")
 
@@ -200,3 +200,15 @@ def test_copies_are_kept_between_looks():
     first = futures._copies[1]
     futures.play(env.core, steps=2, seeds=2)
     assert futures._copies[1] is first
+
+
+@pytest.mark.skipif("rollout" not in BASELINES, reason="this build has no baseline that plans with copies of its own")
+def test_a_planner_in_the_background_is_not_disturbed():
+    """A background that rolls its own plant forward thinks on as if nobody had looked ahead, and so do its copies."""
+    alone, _ = start(scenario="bursty", background="rollout", steps=4)
+    looked, _ = start(scenario="bursty", background="rollout", steps=4)
+    outcome = looked.simulate(steps=2, seeds=1, clairvoyant=True)
+    rewards = [looked.step(looked.base_action())[1] for _ in range(2)]
+    assert outcome.reward[0, 0].tolist() == rewards
+    assert rewards == [alone.step(alone.base_action())[1] for _ in range(2)]
+    assert everything(alone) == everything(looked)
