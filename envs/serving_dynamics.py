@@ -110,7 +110,7 @@ def serve_step(
             nd.rate_tok_s = 0.0
             continue
         prof = profiles[s, ns.sku]
-        replicas = float(ns.gpus // int(prof.tp))
+        replicas = float((ns.gpus - nd.gpus_down) // int(prof.tp))
         if nd.stage == PREFILL:
             nd.rate_tok_s = prof.prefill_tok_s * nd.phi * replicas * prof.tp
             prefill_tok_s += nd.rate_tok_s
@@ -233,7 +233,7 @@ def serve_step(
             nd.util_frac = busy
         elif nd.stage == DECODE:
             prof = profiles[s, ns.sku]
-            replicas = float(ns.gpus // int(prof.tp))
+            replicas = float((ns.gpus - nd.gpus_down) // int(prof.tp))
             if decode_weight > 0.0:
                 nd.batch = active * nd.admissible / decode_weight
             a_s, slope_s = decode_coefficients(prof, context)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from flyball.envs.limits import DEMANDED, IN_FORCE, NEXT, NEXT_IN_S, TOLD, budget_series, event_times
-from flyball.envs.scenario import BudgetEvent, load_scenario
+from flyball.envs.events import Event, event_times
+from flyball.envs.limits import DEMANDED, IN_FORCE, NEXT, NEXT_IN_S, TOLD, budget_series
+from flyball.envs.scenario import load_scenario
 from flyball.fleet.tables import NEVER_S
 
 
@@ -19,7 +20,7 @@ def series(fleet, *events, ticks=100):
 
 def test_an_unnoticed_cut_is_in_force_after_the_grace(fleet):
     """The demanded limit falls at once, is told a tick later, and is in force `grace_s` after the fall."""
-    limits, told = series(fleet, BudgetEvent(limit_frac=0.85, t_s=50))
+    limits, told = series(fleet, Event(limit_frac=0.85, t_s=50))
     peak_w, cut_w = fleet.domains[0].peak_w, int(0.85 * fleet.domains[0].peak_w)
     assert limits[49, 0, DEMANDED] == peak_w and limits[50, 0, DEMANDED] == cut_w
     grace = round(fleet.timing.grace_s)
@@ -30,7 +31,7 @@ def test_an_unnoticed_cut_is_in_force_after_the_grace(fleet):
 
 def test_an_announced_cut_is_in_force_from_its_start(fleet):
     """With notice there is no grace, and the change is told from the notice on with the time left."""
-    limits, told = series(fleet, BudgetEvent(limit_frac=0.85, t_s=50, notice_s=20))
+    limits, told = series(fleet, Event(limit_frac=0.85, t_s=50, notice_s=20))
     cut_w = int(0.85 * fleet.domains[0].peak_w)
     assert limits[50, 0, IN_FORCE] == cut_w and limits[49, 0, IN_FORCE] == fleet.domains[0].peak_w
     assert told[29, 0, NEXT_IN_S] == NEVER_S
@@ -40,7 +41,7 @@ def test_an_announced_cut_is_in_force_from_its_start(fleet):
 
 def test_limits_return_and_other_domains_stay(fleet):
     """After `until_s` the nominal limit is back, and only the domain of the event ever changed."""
-    limits, _ = series(fleet, BudgetEvent(limit_frac=0.9, t_s=20, domain=fleet.domains[1].name, until_s=30))
+    limits, _ = series(fleet, Event(limit_frac=0.9, t_s=20, domain=fleet.domains[1].name, until_s=30))
     nominal = fleet.domain_static["peak_w"]
     assert limits[20, 1, DEMANDED] == int(0.9 * nominal[1]) and limits[50, 1, DEMANDED] == nominal[1]
     others = np.arange(len(nominal)) != 1
@@ -51,12 +52,12 @@ def test_limits_return_and_other_domains_stay(fleet):
 @pytest.mark.parametrize("start_s", [0, 99, 100, 101, 5000])
 def test_events_at_the_edges_of_an_episode_are_taken_or_left(fleet, start_s):
     """An event in the last tick or after the end neither fails nor changes what comes before it."""
-    limits, _ = series(fleet, BudgetEvent(limit_frac=0.85, t_s=start_s))
+    limits, _ = series(fleet, Event(limit_frac=0.85, t_s=start_s))
     assert (limits[: min(start_s, 101), 0, DEMANDED] == fleet.domains[0].peak_w).all()
 
 
 def test_a_drawn_start_lies_in_its_range():
     """Events with a range start within it."""
-    event = BudgetEvent(limit_frac=0.85, t_min_s=10, t_max_s=20)
+    event = Event(limit_frac=0.85, t_min_s=10, t_max_s=20)
     starts = [event_times((event,), np.random.default_rng(s))[0] for s in range(50)]
     assert min(starts) >= 10 and max(starts) <= 20 and len(set(starts)) == 50
