@@ -18,7 +18,7 @@ from .model import PlantModel
 from .plant import Plant
 from .scenario import Scenario
 from .traces import RateTable, Requests
-from .training_jobs import full_tok_s
+from .training_jobs import training_gpus
 
 
 class Background(Protocol):
@@ -109,8 +109,7 @@ class Core:
             step_tok += own.share * self.model.capacity_rps(s, prompt, output) * (prompt + output)
         # what the fleet could serve in one control interval: makes the reward a share
         self._reward_tok = step_tok * self.fleet.timing.control_s
-        training_tok_s = full_tok_s(scenario.training, self.fleet, self.plant.profiles)
-        self._training_tok = training_tok_s * self.fleet.timing.control_s
+        self._training_gpu_s = training_gpus(self.fleet) * self.fleet.timing.control_s
 
     # ── sizes ────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -213,14 +212,14 @@ class Core:
         lost_tok = _spoilt(plant) - spoilt
         delta = {
             name: plant.totals[name] - before[name]
-            for name in ("violation_ws", "breaker_trips", "correction", "good_tok", "trained_tok")
+            for name in ("violation_ws", "breaker_trips", "correction", "good_tok", "trained_gpu_s")
         }
         terms = {
             "lost_share": -lost_tok / self._reward_tok,
             "correction": -CORRECTION_WEIGHT * delta["correction"] / plant.control_ticks,
         }
-        if self._training_tok > 0.0:
-            terms["training"] = self.scenario.training_weight * delta["trained_tok"] / self._training_tok
+        if self._training_gpu_s > 0.0:
+            terms["training"] = self.scenario.training_weight * delta["trained_gpu_s"] / self._training_gpu_s
         reward = sum(terms.values())
         info = {f"reward_{k}": v for k, v in terms.items()}
         info["cost"] = delta["violation_ws"] + TRIP_COST_WS * delta["breaker_trips"]

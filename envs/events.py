@@ -85,11 +85,11 @@ def check_keys(index: int, given: dict) -> None:
     own, needed = _KEYS[kind]
     for key in needed:
         if key not in given:
-            raise ScenarioError(f"{where}.{key}: missing; a {kind} event needs it")
+            raise ScenarioError(f"{where}.{key}: missing; {kind} events need it")
     for key in given:
         if key not in (*_ALWAYS, *own):
             fix = "give kind = 'budget' for an announced change" if key in ("notice_s", "ramp_s") else "remove it"
-            raise ScenarioError(f"{where}.{key}: a {kind} event has none; {fix}")
+            raise ScenarioError(f"{where}.{key}: {kind} events have none; {fix}")
 
 
 def check_event(index: int, event: Event, fleet: Fleet) -> None:

@@ -40,6 +40,7 @@ PLANT_PARAMS = _dtype(
     ("parameter_seed", "i8"),
     ("nominal_w", "f8"),  # the site's nominal root limit: the MW of tokens per MW
     ("warmup_s", "f8"),
+    ("rise_scale", "f8"),
     # what happens (world.py)
     ("hot_spot_c", "f8"),
     ("weather_step_s", "f8"),  # between two of weather_c; 0: the inlet stays
@@ -103,6 +104,7 @@ PLANT_NODE = _dtype(
     ("gang_end", "i8"),  # one past its last
     ("job_state", "i8"),
     ("job_tok_s", "f8"),
+    ("job_gpus", "f8"),
     ("job_pos_s", "f8"),  # within a step
     ("job_since_s", "f8"),  # work since the last checkpoint
     ("job_done_s", "f8"),  # work within checkpoints
@@ -191,6 +193,7 @@ TOTALS = _dtype(
     ("repairs", "f8"),
     ("peak_frac", "f8"),  # largest root power / limit in force
     ("trained_tok", "f8"),
+    ("trained_gpu_s", "f8"),  # in seconds of a GPU at full clock
     ("lost_work_node_s", "f8"),  # trained since a checkpoint and lost
     ("checkpoints", "f8"),
     ("jobs_completed", "f8"),

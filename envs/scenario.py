@@ -52,6 +52,7 @@ class PlantRanges:
         inlet_c: Inlet air; 20 to 35 covers ASHRAE's class A2.
         firmware_overshoot_frac: Mean draw above the cap in force (assumption).
         dropout_frac: Share of telemetry samples that are lost (assumption).
+        rise_scale: True / modelled rise of GPUs above their inlet (section 8's resistances are assumptions).
         hot_spot_c: Spread of the air that reaches single nodes above the room's, half-normal (assumption).
     """
 
@@ -69,6 +70,7 @@ class PlantRanges:
     inlet_c: tuple[float, float] = number((20.0, 35.0), low=0, high=60)
     firmware_overshoot_frac: tuple[float, float] = number((0.0, 0.01), low=0, high=0.2)
     dropout_frac: tuple[float, float] = number((0.0, 0.01), low=0, high=1)
+    rise_scale: tuple[float, float] = number((0.9, 1.1), low=0.3, high=3)
     hot_spot_c: tuple[float, float] = number((0.0, 2.0), low=0, high=20)
 
     def __getitem__(self, name: str) -> tuple[float, float]:

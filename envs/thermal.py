@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..fleet.tables import DECODE
 from ..fleet.topology import Fleet
 from .compiled import kernel
 from .weather import WEATHER_POINTS, WeatherSpec, inlet_series
@@ -21,6 +22,9 @@ HBM_HOT_C = 95.0
 
 HBM_RISE_C = 10.0
 """How much hotter than the GPU its memory is at full use (A: both are reported, 5-15 C apart, under load)."""
+
+PREFILL_HBM_USE = 0.3
+"""Share of the memory's bandwidth that compute-bound work uses; decode streams the weights in every step (A)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def start_temperatures(
     """Set one environment's cooling, hot spots, weather and temperatures at the start of an episode.
 
     Args:
-        p: Row of `PLANT_PARAMS`, with `inlet_c` and `hot_spot_c` drawn.
+        p: Row of `PLANT_PARAMS`, with `inlet_c`, `rise_scale` and `hot_spot_c` drawn.
         node: Rows of `PLANT_NODE`, shape (N,).
         fleet: The site.
         weather: The scenario's.
@@ -73,7 +77,7 @@ def start_temperatures(
     """
     kinds = [COOLING[name] for name in fleet.sku_names]
     sku, gpus = fleet.node_static["sku"], fleet.node_static["gpus"]
-    node["heat_c_per_w"] = np.array([k.c_per_w for k in kinds])[sku] / gpus
+    node["heat_c_per_w"] = p["rise_scale"] * np.array([k.c_per_w for k in kinds])[sku] / gpus
     tick_s = fleet.timing.tick_s
     node["cool_frac"] = np.array([1.0 - math.exp(-tick_s / k.tau_s) for k in kinds])[sku]
     share = np.array([k.hot_spot_share for k in kinds])[sku]
@@ -99,5 +103,8 @@ def thermal_tick(b, time_s, params, node):
         nd = node[b, n]
         target_c = pr.inlet_c + nd.hot_spot_c + nd.wear_c + nd.heat_c_per_w * nd.gpu_w
         nd.temp_c += (target_c - nd.temp_c) * nd.cool_frac
-        nd.hbm_c = nd.temp_c + HBM_RISE_C * nd.util_frac
+        use = PREFILL_HBM_USE * nd.util_frac
+        if nd.stage == DECODE and nd.is_training == 0:
+            use = nd.batch
+        nd.hbm_c = nd.temp_c + HBM_RISE_C * min(use, 1.0)
         nd.hbm_hot = 1 if nd.hbm_c > HBM_HOT_C else 0

@@ -142,6 +142,7 @@ def _commit(b, measured, lead, totals):
 
 @kernel(inline=True)
 def _book(b, work_s, measured, lead, totals):
-    """Count trained tokens; lost ones are taken back."""
+    """Count what was trained; what is lost is taken back."""
     if measured:
         totals[b].trained_tok += work_s * lead.job_tok_s
+        totals[b].trained_gpu_s += work_s * lead.job_gpus

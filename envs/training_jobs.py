@@ -90,19 +90,12 @@ def specs_of(specs: tuple[TrainingSpec, ...], fleet: Fleet) -> dict[int, Trainin
     return {fleet.service_index[name]: given.get(name, TrainingSpec(name)) for name in training_services(fleet)}
 
 
-def full_tok_s(specs: tuple[TrainingSpec, ...], fleet: Fleet, profiles: np.ndarray) -> float:
-    """Tokens per second that all training would make at full clock, checkpoints left out."""
-    static = fleet.node_static
-    return float(
-        sum(
-            node_tok_s(profiles[s, static["sku"][n]], spec) * static["gpus"][n]
-            for s, spec in specs_of(specs, fleet).items()
-            for n in np.flatnonzero(static["service"] == s)
-        )
-    )
+def training_gpus(fleet: Fleet) -> int:
+    """GPUs of the site's training services."""
+    return sum(n.gpus for n in fleet.nodes if n.service in training_services(fleet))
 
 
-def node_tok_s(profile: np.void, spec: TrainingSpec) -> float:
+def gpu_tok_s(profile: np.void, spec: TrainingSpec) -> float:
     """Trained tokens per second of one GPU at full clock: 6 operations per parameter and token against prefill's 2."""
     return float(profile["prefill_tok_s"]) / 3.0 * spec.compute_frac
 
@@ -145,7 +138,8 @@ def start_training(
             leader = node[gang[0]]
             node["gang"][gang] = gang[0]
             leader["gang_end"] = gang[-1] + 1
-            leader["job_tok_s"] = sum(node_tok_s(profiles[s, static["sku"][n]], spec) * static["gpus"][n] for n in gang)
+            leader["job_tok_s"] = sum(gpu_tok_s(profiles[s, static["sku"][n]], spec) * static["gpus"][n] for n in gang)
+            leader["job_gpus"] = static["gpus"][gang].sum()
             leader["job_pos_s"] = rng.random() * spec.step_s
             if not spec.jobs_per_hour:
                 leader["job_state"] = RUNNING

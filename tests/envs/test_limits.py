@@ -56,6 +56,39 @@ def test_events_at_the_edges_of_an_episode_are_taken_or_left(fleet, start_s):
     assert (limits[: min(start_s, 101), 0, DEMANDED] == fleet.domains[0].peak_w).all()
 
 
+def test_a_later_event_supersedes_an_earlier_one(fleet):
+    """From its start the later one rules alone: the earlier one's end no longer matters."""
+    limits, _ = series(fleet, Event(0.9, 10, until_s=60), Event(0.8, 30, until_s=20, notice_s=5))
+    peak_w = fleet.domains[0].peak_w
+    at = {t: limits[t, 0, DEMANDED] for t in (20, 29, 30, 49, 50, 69)}
+    cut = int(0.9 * peak_w), int(0.8 * peak_w)
+    assert at == {20: cut[0], 29: cut[0], 30: cut[1], 49: cut[1], 50: peak_w, 69: peak_w}
+
+
+def test_a_second_cut_does_not_shorten_the_grace_of_the_first(fleet):
+    """Within the first grace the old limit is still in force, then the first cut's, then the second's."""
+    grace = round(fleet.timing.grace_s)
+    limits, _ = series(fleet, Event(0.9, 50), Event(0.8, 51))
+    peak_w = fleet.domains[0].peak_w
+    expected = [peak_w] * grace + [int(0.9 * peak_w)] + [int(0.8 * peak_w)] * 3
+    assert limits[50 : 54 + grace, 0, IN_FORCE].tolist() == expected
+
+
+def test_of_two_announcements_the_nearer_is_told(fleet):
+    """The farther one is told once the nearer has started."""
+    _, told = series(fleet, Event(0.9, 40, notice_s=20), Event(0.8, 60, notice_s=40))
+    peak_w = fleet.domains[0].peak_w
+    assert told[39, 0, NEXT] == int(0.9 * peak_w) and told[39, 0, NEXT_IN_S] == 1
+    assert told[40, 0, NEXT] == int(0.8 * peak_w) and told[40, 0, NEXT_IN_S] == 20
+
+
+def test_a_lost_feed_is_an_unannounced_cut(fleet):
+    """Its limit is in force after the grace, as any cut without notice."""
+    a, told_a = series(fleet, Event(kind="feed-loss", limit_frac=0.7, t_s=30, until_s=20))
+    b, told_b = series(fleet, Event(limit_frac=0.7, t_s=30, until_s=20))
+    assert (a == b).all() and (told_a == told_b).all()
+
+
 def test_a_drawn_start_lies_in_its_range():
     """Events with a range start within it."""
     event = Event(limit_frac=0.85, t_min_s=10, t_max_s=20)
