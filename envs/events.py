@@ -33,8 +33,9 @@ class Event:
 
     Kinds: `budget`, the domain's limit changes by decision; `feed-loss`, one of its feeds fails: the limit falls
     without notice to what the others carry, and so does the rating of its breakers; `outage`, all of its power fails:
-    its nodes are down until it returns and they have started; `meter`, its meter is dead (no value), frozen (the last
-    value as if it were new) or biased; `dropout`, telemetry of its nodes is lost.
+    its nodes are down until it returns and they have started (a node's own second power supply is not modelled);
+    `meter`, its meter is dead (no value), frozen (the last value as if it were new) or biased; `dropout`, telemetry of
+    its nodes is lost.
 
     Attributes:
         kind: One of those.

@@ -35,7 +35,7 @@ from .plant_tables import (
 from .scenario import Scenario
 from .serving_dynamics import lose_node, serve_step
 from .telemetry import tell
-from .world import start_world, world_tick
+from .world import WORLD_RANGES, start_world, world_tick
 
 PARAMETER_STREAM, FAULT_STREAM, EVENT_STREAM = 11, 12, 13
 """Seed streams: parameters, faults and event times are drawn apart from each other and from the load."""
@@ -218,7 +218,8 @@ class Plant:
         event_rng = np.random.default_rng([seed, EVENT_STREAM])
         p = self.params[b]
         for name, (low, high) in sorted(scenario.plant.items()):
-            p[name] = rng.uniform(low, high)
+            if name not in WORLD_RANGES:
+                p[name] = rng.uniform(low, high)
         p["fault_scale"] = scenario.fault_scale
         p["early_rejection"] = scenario.early_rejection
         p["slo_aware_admission"] = scenario.slo_aware_admission

@@ -15,6 +15,9 @@ from .training_jobs import start_training
 WORLD_STREAM = 14
 """Seed stream of hot spots, days of weather and phases of training, apart from those of `plant`."""
 
+WORLD_RANGES = ("hot_spot_c", "rise_scale")
+"""Ranges drawn from that stream, so that the other parameters of a seed stay what they were before these came."""
+
 
 def start_world(
     p: np.void,
@@ -32,7 +35,7 @@ def start_world(
     """Set one environment's events, faults, temperatures and gangs at the start of an episode.
 
     Args:
-        p: Row of `PLANT_PARAMS`, its ranges drawn.
+        p: Row of `PLANT_PARAMS`, its ranges drawn but for `WORLD_RANGES`.
         node: Rows of `PLANT_NODE`, shape (N,).
         domain: Rows of `PLANT_DOMAIN` with their ratings, shape (D,).
         service: Rows of `PLANT_SERVICE`, shape (S,).
@@ -45,6 +48,8 @@ def start_world(
         fault_rng: The generator of the fault seed.
     """
     rng = np.random.default_rng([seed, WORLD_STREAM])
+    for name in WORLD_RANGES:
+        p[name] = rng.uniform(*scenario.plant[name])
     domain["full_rating_w"] = domain["rating_w"]
     others = scenario.plant_events
     starts = dict(zip(map(id, scenario.budget_events), budget_s, strict=True))

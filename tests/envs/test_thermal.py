@@ -1,13 +1,18 @@
 """Heat: weather at the inlet, products that shed it differently, hot memory."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from flyball.envs.scenario import load_scenario
 from flyball.envs.thermal import COOLING
-from flyball.envs.weather import PEAK_HOUR, WEATHER_POINTS, WeatherSpec, inlet_series
+from flyball.envs.weather import PEAK_HOUR, WEATHER_POINTS, WeatherSpec, inlet_series, read_epw
 from flyball.fleet.errors import ScenarioError
 from flyball.fleet.skus import SKUS
+
+DATA = Path(os.environ.get("FLYBALL_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 
 STILL = ("seconds=600", "warmup_s=0", "plant.inlet_c=[25, 25]", "plant.hot_spot_c=[0, 0]", "plant.rise_scale=[1, 1]")
 
@@ -91,6 +96,22 @@ def test_a_weather_file_sets_the_inlet(make_core, tmp_path):
     assert core.plant.params["inlet_c"][0] == 18.0
     play(core, 118)
     assert core.plant.params["inlet_c"][0] == pytest.approx(35.0, abs=0.5)
+
+
+def test_a_measured_year_gives_summers_that_are_hotter_than_its_winters():
+    """The file that the generator's amplitude was derived from, where it is at hand."""
+    path = DATA / "grid_carbon_weather" / "USA_VA_Leesburg.Exec.epw.gz"
+    if not path.exists():
+        pytest.skip(f"no {path.name} under {DATA}; set FLYBALL_DATA to the folder of measured data")
+    months, air_c = read_epw(path)
+    assert len(air_c) == 8760 and set(months) == set(range(1, 13))
+    days_c = air_c[months == 7].reshape(-1, 24)
+    angle = 2 * np.pi * (np.arange(24) + 0.5) / 24
+    first = np.abs((days_c * np.exp(-1j * angle)).sum(1) / 12)
+    assert first.mean() == pytest.approx(5.7, abs=0.1) and days_c.mean() == pytest.approx(25.8, abs=0.1)
+    rng = np.random.default_rng(1)
+    july, january = (inlet_series(WeatherSpec(file=str(path), month=m, lapse=96), 0.0, 900.0, rng) for m in (7, 1))
+    assert july.max() > 25 > january.mean()
 
 
 def test_a_bad_weather_file_is_refused_in_one_line(tmp_path):

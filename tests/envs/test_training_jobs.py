@@ -107,6 +107,16 @@ def test_training_is_shed_before_inference(make_core):
     assert (stage[service == 1] == 2).sum() >= 2 and (stage[service == 0] < 2).all()
 
 
+def test_training_nodes_train_or_are_parked_under_any_bids(make_core):
+    """No bid makes a training node prefill, and random bids cost trained work but break nothing."""
+    core = make_core(NAME, policy="random", batch=2)
+    training = core.plant.node["is_training"][0] == 1
+    for _ in range(core.plant.ticks // core.plant.control_ticks):
+        core.step(core.base)
+        assert (core.plant.node["stage"][:, training] != 0).all()
+    assert core.plant.kpis(0)["budget_violation_ws"] == 0
+
+
 def test_training_earns_its_weight_and_is_no_goodput(make_core):
     """The reward's training term is the weight times the share of full speed; goodput counts requests alone."""
     terms = {}
