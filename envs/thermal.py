@@ -50,9 +50,11 @@ COOLING = {
     "A100-SXM": AIR,
     "H100-SXM": AIR,
     "H200-SXM": AIR,
-    # a larger heat sink for 1,000 W: at full power as far above the inlet as an H100 at 700 W (A)
-    "B200-SXM": Cooling(AIR.c_per_w * 0.7, AIR.tau_s, AIR.hot_spot_share),
+    # larger heat sinks for 1,000 and 1,100 W: at full power as far above the inlet as an H100 at 700 W (A)
+    "B200-SXM": Cooling(AIR.c_per_w * 700 / 1000, AIR.tau_s, AIR.hot_spot_share),
+    "B300-SXM": Cooling(AIR.c_per_w * 700 / 1100, AIR.tau_s, AIR.hot_spot_share),
     "GB200-NVL72": LIQUID,
+    "GB300-NVL72": LIQUID,
 }
 """Cooling by GPU product."""
 

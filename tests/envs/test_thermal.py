@@ -25,7 +25,7 @@ def play(core, steps):
 
 def test_every_product_has_its_cooling():
     """A product without constants would fail at the first reset."""
-    assert set(COOLING) == set(SKUS)
+    assert set(SKUS) <= set(COOLING)
 
 
 def test_a_gpu_settles_at_its_inlet_plus_its_draws_rise(make_core):
