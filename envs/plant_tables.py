@@ -68,7 +68,6 @@ PLANT_NODE = _dtype(
     ("xid", "i8"),
     ("phi", "f8"),
     ("temp_c", "f8"),
-    ("hbm_hot", "i8"),
     ("batch", "f8"),  # decoding requests on the node
     ("util_frac", "f8"),
     ("rate_tok_s", "f8"),  # of the node, at its clock
@@ -97,7 +96,7 @@ PLANT_NODE = _dtype(
     ("heat_c_per_w", "f8"),  # per watt of the node's GPUs
     ("cool_frac", "f8"),  # of the way to balance in one tick
     ("hot_spot_c", "f8"),
-    ("hbm_c", "f8"),
+    ("hbm_c", "f8"),  # memory: above thermal.HBM_HOT_C it is slower
     # training (training_dynamics.py); jobs are on the first node of their gang
     ("is_training", "i8"),
     ("gang", "i8"),  # index of its first node; -1: none

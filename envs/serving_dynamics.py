@@ -18,6 +18,7 @@ from .physics import (
     relative_rate,
 )
 from .plant_tables import HISTOGRAM_BINS, HISTOGRAM_HIGH_S, HISTOGRAM_LOW_S
+from .thermal import HBM_HOT_C, HBM_HOT_RATE
 
 ITL_SPREAD = 0.06
 """Relative spread of mean ITL over requests: ln(1.15) / 2.33, as p99 = 1.15 x mean (MODEL.md section 7)."""
@@ -239,8 +240,8 @@ def serve_step(
             a_s, slope_s = decode_coefficients(prof, context)
             per_replica = nd.batch / replicas
             step_s = a_s + slope_s * per_replica
-            if nd.hbm_hot == 1:
-                step_s /= 0.75  # HBM above 95 C refreshes more (MODEL.md section 8)
+            if nd.hbm_c > HBM_HOT_C:
+                step_s /= HBM_HOT_RATE
             step_s /= relative_rate(nd.phi, compute_share(per_replica), pr.phi_mem)
             nd.rate_tok_s = nd.batch / step_s
             nd.util_frac = nd.batch / nd.admissible if nd.admissible > 0.0 else 0.0

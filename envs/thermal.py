@@ -17,7 +17,7 @@ from .weather import WEATHER_POINTS, WeatherSpec, inlet_series
 THROTTLE_LOW_C, THROTTLE_HIGH_C = 83.0, 90.0
 """The clock is throttled linearly between them, to half (MODEL.md section 8)."""
 
-HBM_HOT_C = 95.0
+HBM_HOT_C, HBM_HOT_RATE = 95.0, 0.75
 """Above it memory refreshes more and gives three quarters of its bandwidth (MODEL.md section 8)."""
 
 HBM_RISE_C = 10.0
@@ -109,4 +109,3 @@ def thermal_tick(b, time_s, params, node):
         if nd.stage == DECODE and nd.is_training == 0:
             use = nd.batch
         nd.hbm_c = nd.temp_c + HBM_RISE_C * min(use, 1.0)
-        nd.hbm_hot = 1 if nd.hbm_c > HBM_HOT_C else 0

@@ -59,7 +59,6 @@ def train_tick(b, tick_s, time_s, measured, node_static, params, node, service, 
             if node[b, m].gang == n:
                 node[b, m].util_frac = busy
                 node[b, m].batch = 0.0
-                node[b, m].rate_tok_s = 0.0
 
 
 @kernel(inline=True)

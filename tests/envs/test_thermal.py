@@ -64,12 +64,15 @@ def test_a_hot_day_throttles_and_the_clock_recovers_with_it(make_core):
 
 
 def test_hot_memory_slows_decode(make_core):
-    """Above 95 C the flag is set; the memory is hotter than the GPU by its use."""
+    """Memory is hotter than the GPU by its use, and above 95 C tokens come later than below."""
     core = make_core("steady", batch=1, overrides=(*STILL, "plant.inlet_c=[55, 55]", "plant.rise_scale=[1.5, 1.5]"))
-    play(core, 60)
+    cool = make_core("steady", batch=1, overrides=STILL)
+    for _ in range(60):
+        core.step(core.base)
+        cool.step(core.base)
     node = core.plant.node[0]
-    assert (node["hbm_c"] >= node["temp_c"]).all() and (node["hbm_hot"] == (node["hbm_c"] > 95.0)).all()
-    assert node["hbm_hot"].any()
+    assert (node["hbm_c"] >= node["temp_c"]).all() and node["hbm_c"].max() > 95.0
+    assert core.plant.snapshot.service["itl_s"][0, 0] > 1.1 * cool.plant.snapshot.service["itl_s"][0, 0]
 
 
 def test_the_weather_of_a_day_swings_around_its_mean_and_peaks_in_the_afternoon():
