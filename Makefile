@@ -24,6 +24,7 @@ test: $(STAMP)
 
 docs: $(STAMP)
 	$(PY) -m flyball.experiments.reference docs
+	$(PY) -m flyball.experiments.scenario_pages docs/scenarios
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

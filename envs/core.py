@@ -20,6 +20,7 @@ from .model import PlantModel
 from .plant import Plant
 from .scenario import Scenario
 from .traces import RateTable, Requests
+from .training_jobs import training_gpus
 
 
 class Background(Protocol):
@@ -113,6 +114,7 @@ class Core:
             step_tok += own.share * self.model.capacity_rps(s, prompt, output) * (prompt + output)
         # what the fleet could serve in one control interval: makes the reward a share
         self._reward_tok = step_tok * self.fleet.timing.control_s
+        self._training_gpu_s = training_gpus(self.fleet) * self.fleet.timing.control_s
 
     # ── sizes ────────────────────────────────────────────────────────────────────────────────────────────
     @property
@@ -215,7 +217,7 @@ class Core:
             plant.step(bids)
         else:
             self._step_raw(bids)
-        spoilt_tok, good_tok, correction, cost = _books(plant) - before
+        spoilt_tok, good_tok, correction, cost, trained_gpu_s = _books(plant) - before
         info = {
             "reward_lost_share": spoilt_tok * (-1.0 / self._reward_tok),
             "reward_correction": correction * (-CORRECTION_WEIGHT / plant.control_ticks),
@@ -223,6 +225,9 @@ class Core:
             "good_tok": good_tok,
         }
         reward = info["reward_lost_share"] + info["reward_correction"]
+        if self._training_gpu_s > 0.0:
+            info["reward_training"] = trained_gpu_s * (self.scenario.training_weight / self._training_gpu_s)
+            reward = reward + info["reward_training"]
         over = plant.ticks_left < plant.control_ticks
         return self._look(), reward, over, info
 
@@ -274,8 +279,8 @@ TRIP_COST_WS = 1e6
 """What a tripped breaker costs in `info["cost"]`: more than any overdraw that would have caused it."""
 
 
-BOOKS = 4
-"""Rows of the books: spoilt tokens, good tokens, squared correction, cost."""
+BOOKS = 5
+"""Rows of the books: spoilt tokens, good tokens, squared correction, cost, training."""
 
 
 def _books(plant: Plant) -> np.ndarray:
@@ -296,6 +301,7 @@ def _read_books(service, totals, out):
         out[1, b] = totals[b].good_tok
         out[2, b] = totals[b].correction
         out[3, b] = totals[b].violation_ws + TRIP_COST_WS * totals[b].breaker_trips
+        out[4, b] = totals[b].trained_gpu_s
 
 
 def _rows(plant: Plant, envs: np.ndarray):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from .plant_tables import HISTOGRAM_BINS, HISTOGRAM_HIGH_S, HISTOGRAM_LOW_S
+from .training_jobs import percentile_wait_s
 
 KPI_UNITS = {
     "goodput_tok_s_per_mw": (
@@ -25,8 +26,12 @@ KPI_UNITS = {
     "interventions": "bids not granted, summed over nodes and ticks",
     "requests": "requests offered",
     "lost_requests": "requests lost to rejection and to faults",
-    "jobs_completed": "jobs completed; this plant has no jobs yet, so 0",
-    "queue_wait_p95_s": "95th percentile of jobs' wait; nothing where there are no jobs",
+    "jobs_completed": "training and batch jobs completed",
+    "late_jobs": "of them, after their deadline",
+    "queue_wait_p95_s": "95th percentile of the wait of jobs that started; nothing where none queued",
+    "training_tok_s": "trained tokens per second, lost ones taken back; not part of goodput",
+    "lost_work_node_s": "training since a checkpoint that was lost with a member of its gang, node-seconds",
+    "checkpoints": "training checkpoints written",
     "fairness_jain": "Jain's index over services of the share of offered tokens that met their targets, since reset",
     "drained_nodes": "nodes drained, mean over time",
     "mttr_s": "down time per repair",
@@ -61,7 +66,7 @@ def episode_kpis(
         total: One row of `plant_tables.TOTALS`.
         ttft: TTFT histogram summed over services, shape (bins,).
         itl: ITL histogram, weighted by tokens, shape (bins,).
-        good_share: Share of each service's offered tokens that met their targets, shape (S,).
+        good_share: Share of each inference service's offered tokens that met their targets, shape (S,).
         nominal_w: The site's nominal root limit.
         nodes: Nodes of the fleet.
 
@@ -90,8 +95,12 @@ def episode_kpis(
         "interventions": float(total["interventions"]),
         "requests": float(total["offered_req"]),
         "lost_requests": float(total["rejected_req"] + total["lost_req"]),
-        "jobs_completed": 0.0,
-        "queue_wait_p95_s": math.nan,
+        "jobs_completed": float(total["jobs_completed"]),
+        "late_jobs": float(total["late_jobs"]),
+        "queue_wait_p95_s": percentile_wait_s(total["job_wait"], 0.95),
+        "training_tok_s": mean(total["trained_tok"]),
+        "lost_work_node_s": float(total["lost_work_node_s"]),
+        "checkpoints": float(total["checkpoints"]),
         "fairness_jain": jain(good_share),
         "drained_nodes": mean(total["drained_node_s"]),
         "mttr_s": float(total["down_node_s"] / total["repairs"]) if total["repairs"] > 0 else math.nan,

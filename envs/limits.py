@@ -1,35 +1,29 @@
-"""Budget events as limits over time: what is demanded, what is in force, what is told."""
+"""Budgets and lost feeds as limits over time: what is demanded, what is in force, what is told."""
 
 import numpy as np
 
 from ..fleet.tables import NEVER_S
 from ..fleet.topology import Fleet
-from .scenario import BudgetEvent
+from .events import Event
 
 DEMANDED, IN_FORCE = 0, 1
 TOLD, NEXT, NEXT_IN_S = 0, 1, 2
 
 
-def event_times(events: tuple[BudgetEvent, ...], rng: np.random.Generator) -> list[float]:
-    """Start of every event in seconds, drawn where the event gives a range."""
-    return [
-        float(rng.uniform(e.t_min_s, e.t_max_s)) if e.t_min_s is not None and e.t_max_s is not None else e.t_s
-        for e in events
-    ]
-
-
 def budget_series(
-    fleet: Fleet, events: tuple[BudgetEvent, ...], starts_s: list[float], ticks: int
+    fleet: Fleet, events: tuple[Event, ...], starts_s: list[float], ticks: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Limits of every domain at every tick of one episode.
 
     An announced change is in force from its start. An un-noticed cut is in force `grace_s` after it, and is told
-    one tick after it happens: nobody hears of it at the instant. A later event supersedes an earlier one of the
-    same domain.
+    one tick after it happens: nobody hears of it at the instant. An event supersedes, from its start on, those of the
+    same domain that started before it: the earlier one's end no longer matters, and after the later one's the nominal
+    limit is back. A second cut within the grace of a first does not shorten that grace. Of two announced changes the
+    nearer is told.
 
     Args:
         fleet: The site; its `peak_w` are the nominal limits.
-        events: The scenario's budget events.
+        events: The scenario's budgets and lost feeds.
         starts_s: Start of each event.
         ticks: Ticks of the episode.
 
@@ -45,6 +39,7 @@ def budget_series(
     told[..., TOLD] = told[..., NEXT] = peak_w
     told[..., NEXT_IN_S] = NEVER_S
     grace = int(np.ceil(grace_s / tick_s))
+    graced = np.zeros(count, np.int64)  # first tick after the grace of the domain's last cut
     for event, start_s in sorted(zip(events, starts_s, strict=True), key=lambda pair: pair[1]):
         d = fleet.domain_index[event.domain] if event.domain else 0
         start = round(start_s / tick_s)
@@ -67,11 +62,15 @@ def budget_series(
             told[start:end, d, TOLD] = level_w
             lead = slice(max(start - notice, 0), start)
             if noticed:
-                told[lead, d, NEXT] = target_w
-                told[lead, d, NEXT_IN_S] = (start - np.arange(lead.start, lead.stop)) * tick_s
+                in_s = (start - np.arange(lead.start, lead.stop)) * tick_s
+                is_nearest = told[lead, d, NEXT_IN_S] == NEVER_S
+                told[lead, d, NEXT] = np.where(is_nearest, target_w, told[lead, d, NEXT])
+                told[lead, d, NEXT_IN_S] = np.where(is_nearest, in_s, told[lead, d, NEXT_IN_S])
         else:
-            limits[start : min(start + grace, end), d, IN_FORCE] = before_w
+            # what the grace of an earlier cut still lets through, it lets through
+            limits[max(start, graced[d]) : min(start + grace, end), d, IN_FORCE] = before_w
             limits[min(start + grace, end) : end, d, IN_FORCE] = level_w[grace:]
+            graced[d] = start + grace
             told[start, d, TOLD] = before_w
             told[start + 1 : end, d, TOLD] = level_w[1:]
         limits[end:, d, IN_FORCE] = peak_w[d]

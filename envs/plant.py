@@ -14,15 +14,16 @@ from ..fleet.arbiter.state import ArbiterState, initial_state
 from ..fleet.bids import Bids
 from ..fleet.plan import Plan
 from ..fleet.snapshot import Snapshot
-from ..fleet.tables import DECODE, NEVER_S, PARKED, PREFILL
+from ..fleet.tables import DECODE, NEVER_S, PARKED, PREFILL, TRAINING
 from ..fleet.topology import Fleet
 from .compiled import kernel
 from .delivery import deliver_step
+from .events import event_times
 from .hardware import profile_table
 from .kpis import episode_kpis
-from .limits import budget_series, event_times
+from .limits import budget_series
 from .load import Load
-from .node_dynamics import fault_tick, node_step, receive_plan
+from .node_dynamics import node_step, receive_plan
 from .plant_tables import (
     HISTOGRAM_BINS,
     PLANT_DOMAIN,
@@ -34,15 +35,10 @@ from .plant_tables import (
 from .scenario import Scenario
 from .serving_dynamics import lose_node, serve_step
 from .telemetry import tell
+from .world import WORLD_RANGES, start_world, world_tick
 
 PARAMETER_STREAM, FAULT_STREAM, EVENT_STREAM = 11, 12, 13
 """Seed streams: parameters, faults and event times are drawn apart from each other and from the load."""
-
-FAULTS_PER_GPU_HOUR = 6.97e-6 + 3.39e-6 + 8.9e-7 + 8.0e-7 + 1.65e-6 + 9.9e-7
-"""GPU hardware, HBM, SRAM, GSP, network and host faults that end a job (MODEL.md section 9)."""
-
-LEMON_FRAC, LEMON_FACTOR = 0.012, 20.0
-"""Share of nodes that fail twenty times as often (MODEL.md section 9)."""
 
 BREAKER_CONSTANT_S = {"rack": 9.3, "main": 1.25}
 """Trip-curve constants by breaker kind (MODEL.md section 8)."""
@@ -64,9 +60,14 @@ def plant_tick(
         k = tick[b]
         measured = time_s[b] >= params[b].warmup_s
         receive_plan(b, k, node_static, params, node, plan_node)
-        fault_tick(b, k, tick_s, measured, node_static, params, node, service, totals)
+        world_tick(
+            b, k, tick_s, time_s[b], measured, node_static, domain_static, profiles, params, node, domain, service,
+            totals,
+        )  # fmt: skip
         for _ in range(substeps):
             for s in range(service.shape[1]):
+                if service_static[s].kind == TRAINING:
+                    continue
                 serve_step(
                     b, s, dt_s, arrivals[b, k, s] / substeps, prompt_tok[b, k, s], output_tok[b, k, s], ca2[b, s],
                     cs2[b, s], measured, node_static, service_static, profiles, params, node, service, totals, ttft,
@@ -217,7 +218,8 @@ class Plant:
         event_rng = np.random.default_rng([seed, EVENT_STREAM])
         p = self.params[b]
         for name, (low, high) in sorted(scenario.plant.items()):
-            p[name] = rng.uniform(low, high)
+            if name not in WORLD_RANGES:
+                p[name] = rng.uniform(low, high)
         p["fault_scale"] = scenario.fault_scale
         p["early_rejection"] = scenario.early_rejection
         p["slo_aware_admission"] = scenario.slo_aware_admission
@@ -234,24 +236,22 @@ class Plant:
         node["ceiling"] = 1.0
         node["stage"] = static["stage"]
         node["phi"] = 1.0
-        node["temp_c"] = p["inlet_c"] + 20.0
-        lemons = fault_rng.random(len(node)) < LEMON_FRAC
-        node["fault_rate"] = FAULTS_PER_GPU_HOUR / 3600.0 * static["gpus"] * np.where(lemons, LEMON_FACTOR, 1.0)
-        node["fault_margin"] = fault_rng.exponential(size=len(node))
 
         self.domain[b] = 0
         for i, d in enumerate(fleet.domains):
             rating_w = d.breaker_w if d.breaker_w is not None else d.peak_w / CONTINUOUS_FRAC
             self.domain[b, i]["rating_w"] = rating_w
             self.domain[b, i]["constant_s"] = BREAKER_CONSTANT_S[d.breaker_kind]
-        self.limits[b], self.told[b] = budget_series(
-            fleet, scenario.events, event_times(scenario.events, event_rng), self.ticks
-        )
+        budget_s = event_times(scenario.budget_events, event_rng)
+        self.limits[b], self.told[b] = budget_series(fleet, scenario.budget_events, budget_s, self.ticks)
 
         service = self.service[b]
         service[:] = 0
         service["context"] = self.prompt_tok[b, 0] + 0.5 * self.output_tok[b, 0]
         service["itl_request_s"] = 0.5 * fleet.service_static["itl_s"]
+        start_world(
+            p, node, self.domain[b], service, scenario, fleet, self.profiles, budget_s, seed, event_rng, fault_rng
+        )
 
         told = self.snapshot.node[b]
         told["power_w"] = 0.0
@@ -383,7 +383,7 @@ class Plant:
 
     def kpis(self, env: int = 0) -> dict[str, float]:
         """KPIs of one environment's episode so far."""
-        service = self.service[env]
+        service = self.service[env][self.fleet.service_static["kind"] != TRAINING]
         return episode_kpis(
             self.totals[env],
             self.ttft[env].sum(0),

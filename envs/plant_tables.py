@@ -6,8 +6,12 @@ one cap and one clock.
 
 import numpy as np
 
+from .events import MAX_PLANT_EVENTS
+from .training_jobs import WAIT_BINS
+from .weather import WEATHER_POINTS
 
-def _dtype(*fields: tuple[str, str]) -> np.dtype:
+
+def _dtype(*fields: tuple) -> np.dtype:
     return np.dtype(list(fields), align=True)
 
 
@@ -36,6 +40,18 @@ PLANT_PARAMS = _dtype(
     ("parameter_seed", "i8"),
     ("nominal_w", "f8"),  # the site's nominal root limit: the MW of tokens per MW
     ("warmup_s", "f8"),
+    ("rise_scale", "f8"),
+    # what happens (world.py)
+    ("hot_spot_c", "f8"),
+    ("weather_step_s", "f8"),  # between two of weather_c; 0: the inlet stays
+    ("weather_c", "f8", (WEATHER_POINTS,)),
+    ("has_training", "i8"),
+    ("event_count", "i8"),
+    ("event_kind", "i8", (MAX_PLANT_EVENTS,)),  # an `event_dynamics` code
+    ("event_domain", "i8", (MAX_PLANT_EVENTS,)),
+    ("event_start", "i8", (MAX_PLANT_EVENTS,)),  # ticks
+    ("event_end", "i8", (MAX_PLANT_EVENTS,)),
+    ("event_value", "f8", (MAX_PLANT_EVENTS,)),
 )
 PLANT_NODE = _dtype(
     ("cap_w", "i8"),  # in force in the driver
@@ -52,7 +68,6 @@ PLANT_NODE = _dtype(
     ("xid", "i8"),
     ("phi", "f8"),
     ("temp_c", "f8"),
-    ("hbm_hot", "i8"),
     ("batch", "f8"),  # decoding requests on the node
     ("util_frac", "f8"),
     ("rate_tok_s", "f8"),  # of the node, at its clock
@@ -61,10 +76,39 @@ PLANT_NODE = _dtype(
     ("demand_w", "f8"),
     ("non_gpu_w", "f8"),
     ("tick_gpu_ws", "f8"),  # energy of this tick, for the 1-s mean that telemetry reports
-    ("fault_margin", "f8"),  # unit exponential left before the next fault
+    ("fault_margin", "f8"),  # unit exponential left before the next fault that heat hastens
     ("fault_rate", "f8"),  # per second: lemons are worse
     ("told_age_s", "f8"),
     ("cap_writes", "i8"),
+    # faults (faults.py)
+    ("gpus_down", "i8"),  # TP groups that wait for a reset while the others serve
+    ("part_down_s", "f8"),
+    ("fault_xid", "i8"),  # last fault's code, whether the arbiter is told of it or not
+    ("fault_cold_margin", "f8"),  # and before the next of those that heat does not
+    ("fault_cold_rate", "f8"),
+    ("fault_next", "i8"),  # class of the next hot fault
+    ("has_shadow", "i8"),  # it can be seen coming
+    ("ecc_count", "f8"),  # corrected memory errors since reset
+    ("wear_c", "f8"),  # extra degrees of a GPU that is about to fail
+    ("fabric", "i8"),  # nodes of one rack-scale NVLink domain share a number; 0: none
+    ("mute_frac", "f8"),  # telemetry lost by an event
+    # heat (thermal.py)
+    ("heat_c_per_w", "f8"),  # per watt of the node's GPUs
+    ("cool_frac", "f8"),  # of the way to balance in one tick
+    ("hot_spot_c", "f8"),
+    ("hbm_c", "f8"),  # memory: above thermal.HBM_HOT_C it is slower
+    # training (training_dynamics.py); jobs are on the first node of their gang
+    ("is_training", "i8"),
+    ("gang", "i8"),  # index of its first node; -1: none
+    ("gang_end", "i8"),  # one past its last
+    ("job_state", "i8"),
+    ("job_tok_s", "f8"),
+    ("job_gpus", "f8"),
+    ("job_pos_s", "f8"),  # within a step
+    ("job_since_s", "f8"),  # work since the last checkpoint
+    ("job_done_s", "f8"),  # work within checkpoints
+    ("job_left_s", "f8"),  # of a write or a restore
+    ("job_due_s", "f8"),
 )
 PLANT_SERVICE = _dtype(
     ("queue_req", "f8"),  # waiting for prefill
@@ -100,6 +144,17 @@ PLANT_SERVICE = _dtype(
     ("late_tok", "f8"),  # of the served, those that missed a target
     ("rejected_tok", "f8"),
     ("lost_tok", "f8"),
+    # a training service's jobs (training_jobs.TrainingSpec)
+    ("job_step_s", "f8"),
+    ("job_compute_s", "f8"),
+    ("job_comm_power_frac", "f8"),
+    ("job_checkpoint_s", "f8"),
+    ("job_write_s", "f8"),
+    ("job_restore_s", "f8"),
+    ("job_work_s", "f8"),
+    ("job_deadline_s", "f8"),
+    ("job_interval_s", "f8"),
+    ("job_next", "i8"),
 )
 PLANT_DOMAIN = _dtype(
     ("power_w", "f8"),
@@ -108,6 +163,9 @@ PLANT_DOMAIN = _dtype(
     ("is_tripped", "i8"),
     ("rating_w", "f8"),  # 0: no breaker
     ("constant_s", "f8"),
+    ("full_rating_w", "f8"),  # with all its feeds
+    ("meter_state", "i8"),  # an `event_dynamics` code
+    ("meter_bias", "f8"),
 )
 TOTALS = _dtype(
     # since the end of the warm-up
@@ -133,6 +191,13 @@ TOTALS = _dtype(
     ("down_node_s", "f8"),
     ("repairs", "f8"),
     ("peak_frac", "f8"),  # largest root power / limit in force
+    ("trained_tok", "f8"),
+    ("trained_gpu_s", "f8"),  # in seconds of a GPU at full clock
+    ("lost_work_node_s", "f8"),  # trained since a checkpoint and lost
+    ("checkpoints", "f8"),
+    ("jobs_completed", "f8"),
+    ("late_jobs", "f8"),
+    ("job_wait", "f8", (WAIT_BINS,)),  # histogram
 )
 
 HISTOGRAM_BINS = 160

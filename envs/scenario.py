@@ -14,35 +14,19 @@ from ..fleet.errors import BadInput, ScenarioError
 from ..fleet.site_file import load_site
 from ..fleet.toml_file import find_file, names_in, number, parse, read_toml
 from ..fleet.topology import Fleet
-from .load import LoadSpec
+from .events import BUDGET, LIMIT_KINDS, MAX_PLANT_EVENTS, Event, check_event, check_keys
+from .load import LoadSpec, ServiceLoad
+from .training_jobs import TrainingSpec, check_training, training_services
+from .weather import WeatherSpec, read_epw
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 """The scenarios that ship with the package."""
 
+BudgetEvent = Event
+"""An event of the kind that changes a limit by decision, as programs build them."""
 
-@dataclass(frozen=True)
-class BudgetEvent:
-    """[[events]]: a power domain's limit changes.
-
-    Attributes:
-        limit_frac: The new limit as a share of the domain's nominal `peak_w`.
-        t_s: When it starts, unless it is drawn from `t_min_s` to `t_max_s`.
-        domain: The power domain; empty for the root.
-        notice_s: How long before its start it is announced; 0 is not at all.
-        until_s: How long after its start the nominal limit returns; None is never.
-        ramp_s: The limit moves to its new value evenly over this time; 0 is at once.
-        t_min_s: Earliest start, drawn per environment; with `t_max_s`.
-        t_max_s: Latest start.
-    """
-
-    limit_frac: float = number(above=0, high=1)
-    t_s: float = number(0.0, low=0, high=1e8)
-    domain: str = ""
-    notice_s: float = number(0.0, low=0, high=1e6)
-    until_s: float | None = number(None, above=0, high=1e8)
-    ramp_s: float = number(0.0, low=0, high=1e6)
-    t_min_s: float | None = number(None, low=0, high=1e8)
-    t_max_s: float | None = number(None, low=0, high=1e8)
+PROSE = ("site", "source", "summary", "hard", "good_controller")
+"""Fields that change nothing that happens: not part of a scenario's hash."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +52,8 @@ class PlantRanges:
         inlet_c: Inlet air; 20 to 35 covers ASHRAE's class A2.
         firmware_overshoot_frac: Mean draw above the cap in force (assumption).
         dropout_frac: Share of telemetry samples that are lost (assumption).
+        rise_scale: True / modelled rise of GPUs above their inlet (section 8's resistances are assumptions).
+        hot_spot_c: Spread of the air that reaches single nodes above the room's, half-normal (assumption).
     """
 
     v_min: tuple[float, float] = number((0.62, 0.80), low=0.4, high=1)
@@ -84,6 +70,8 @@ class PlantRanges:
     inlet_c: tuple[float, float] = number((20.0, 35.0), low=0, high=60)
     firmware_overshoot_frac: tuple[float, float] = number((0.0, 0.01), low=0, high=0.2)
     dropout_frac: tuple[float, float] = number((0.0, 0.01), low=0, high=1)
+    rise_scale: tuple[float, float] = number((0.9, 1.1), low=0.3, high=3)
+    hot_spot_c: tuple[float, float] = number((0.0, 2.0), low=0, high=20)
 
     def __getitem__(self, name: str) -> tuple[float, float]:
         return dict(self.items())[name]
@@ -108,11 +96,16 @@ class Scenario:
         warmup_s: Excluded from KPIs.
         background: Policy that plays the bid channels which an agent does not own.
         load: What arrives.
-        events: Changes of limits.
+        events: What is done to the fleet from outside: limits, feeds, outages, meters, telemetry.
         plant: Ranges of what the arbiter is not told.
         fault_scale: Multiplies MODEL.md's fault rates; 0 is none, thousands are a month in an episode.
         early_rejection: The engine rejects requests whose TTFT target cannot be met.
         slo_aware_admission: The engine admits to decode no more than its ITL target allows.
+        weather: How the inlet moves.
+        training: Jobs of the site's training services.
+        training_weight: Reward of training all the time at full clock, where 1 is serving all that the fleet could.
+        hard: Why it is not easy, for its page.
+        good_controller: What a good controller does, for its page.
         source: Where it was read from.
     """
 
@@ -124,11 +117,16 @@ class Scenario:
     warmup_s: float = number(60.0, low=0, high=86400)
     background: str = "greedy"
     load: LoadSpec = field(default_factory=LoadSpec)
-    events: tuple[BudgetEvent, ...] = ()
+    events: tuple[Event, ...] = ()
     plant: PlantRanges = field(default_factory=PlantRanges)
     fault_scale: float = number(0.0, low=0, high=1e8)
     early_rejection: bool = True
     slo_aware_admission: bool = True
+    weather: WeatherSpec = field(default_factory=WeatherSpec)
+    training: tuple[TrainingSpec, ...] = ()
+    training_weight: float = number(0.0, low=0, high=10)
+    hard: str = ""
+    good_controller: str = ""
     source: str = dataclasses.field(default="", compare=False, metadata={"is_internal": True})
 
     @cached_property
@@ -136,10 +134,20 @@ class Scenario:
         """The site."""
         return load_site(self.site)
 
+    @property
+    def budget_events(self) -> tuple[Event, ...]:
+        """The events that change a limit: budgets and lost feeds."""
+        return tuple(e for e in self.events if e.kind in LIMIT_KINDS)
+
+    @property
+    def plant_events(self) -> tuple[Event, ...]:
+        """The events that the plant carries out: all but budgets."""
+        return tuple(e for e in self.events if e.kind != BUDGET)
+
     @cached_property
     def hash(self) -> str:
         """First 16 hex digits of the SHA-256 of the content, the site's included, paths and prose not."""
-        content = {k: v for k, v in asdict(self).items() if k not in ("site", "source", "summary")}
+        content = {k: v for k, v in asdict(self).items() if k not in PROSE}
         content["site_hash"] = self.fleet.hash
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -179,9 +187,15 @@ def load_scenario(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Sc
     site = scenario.site
     if site.endswith(".toml") and ("site",) not in given:
         site = str(path.parent / site)
+    if scenario.weather.file and ("weather", "file") not in given:
+        weather_file = str(path.parent / scenario.weather.file)
+        scenario = replace(scenario, weather=replace(scenario.weather, file=weather_file))
     scenario = replace(scenario, site=site, source=str(path))
     source = f"{path} with --set {' --set '.join(given.values())}" if given else str(path)
     try:
+        for i, event in enumerate(data.get("events", ())):
+            check_keys(i, event)
+        scenario = _without_requests(scenario)
         check_scenario(scenario)
     except ScenarioError as e:
         raise ScenarioError(f"{source}: {e}") from None
@@ -217,29 +231,31 @@ def check_scenario(scenario: Scenario) -> None:
         if s.name in [other.name for other in scenario.load.service[:i]]:
             raise ScenarioError(f"load.service[{i}].name: {s.name!r} is given twice; merge the two")
     for i, event in enumerate(scenario.events):
-        _check_event(f"events[{i}]", event, fleet)
-
-
-def _check_event(where: str, event: BudgetEvent, fleet: Fleet) -> None:
-    if (event.t_min_s is None) != (event.t_max_s is None):
-        raise ScenarioError(f"{where}: t_min_s and t_max_s go together; give both or t_s")
-    if event.t_min_s is not None and event.t_max_s is not None and event.t_min_s > event.t_max_s:
-        raise ScenarioError(f"{where}: t_min_s {event.t_min_s:g} is after t_max_s {event.t_max_s:g}; exchange them")
-    if event.domain and event.domain not in fleet.domain_index:
-        known = ", ".join(d.name for d in fleet.domains[:20])
-        raise ScenarioError(f"{where}.domain: the site has no power domain {event.domain!r}; it has {known}")
-    index = fleet.domain_index[event.domain] if event.domain else 0
-    row, domain = fleet.domain_static[index], fleet.domains[index]
-    inside = fleet.node_static[row["node_start"] : row["node_end"]]
-    floor_w = int((inside["parked_max_w"] + inside["non_gpu_max_w"]).sum() + row["unmanaged_w"])
-    limit_w = int(event.limit_frac * domain.peak_w)
-    if limit_w < floor_w:
-        # rounded up to the next per mille, so that the number given is one that works
-        least_frac = -(-floor_w * 1000 // domain.peak_w) / 1000
+        check_event(i, event, fleet)
+    if len(scenario.plant_events) > MAX_PLANT_EVENTS:
         raise ScenarioError(
-            f"{where}.limit_frac: {event.limit_frac:g} of {domain.name!r} is {limit_w} W, below the "
-            f"{floor_w} W that its nodes may draw with every GPU parked; use at least {least_frac:g}"
+            f"events: {len(scenario.plant_events)} beside budgets, at most {MAX_PLANT_EVENTS}; remove some"
         )
+    check_training(scenario.training, fleet)
+    if scenario.training_weight and not training_services(fleet):
+        raise ScenarioError("training_weight: the site has no training service; remove it")
+    if scenario.weather.file:
+        read_epw(scenario.weather.file)
+
+
+def _without_requests(scenario: Scenario) -> Scenario:
+    """Training services get no requests: a share of 0 each."""
+    idle = training_services(scenario.fleet)
+    for i, s in enumerate(scenario.load.service):
+        if s.name in idle and s.share > 0:
+            raise ScenarioError(f"load.service[{i}].share: {s.name!r} trains and takes no requests; set 0 or remove it")
+    missing = tuple(ServiceLoad(name, share=0.0) for name in idle if scenario.load.of(name).share > 0)
+    if not missing:
+        return scenario
+    fleet, load = scenario.fleet, replace(scenario.load, service=(*scenario.load.service, *missing))
+    scenario = replace(scenario, load=load)
+    scenario.__dict__["fleet"] = fleet  # `replace` forgets what was read
+    return scenario
 
 
 def _read_override(text: str) -> tuple[tuple, object]:

@@ -19,6 +19,7 @@ from .physics import (
     relative_rate,
 )
 from .plant_tables import HISTOGRAM_BINS, HISTOGRAM_HIGH_S, HISTOGRAM_LOW_S
+from .thermal import HBM_HOT_C, HBM_HOT_RATE
 
 ITL_SPREAD = 0.06
 """Relative spread of mean ITL over requests: ln(1.15) / 2.33, as p99 = 1.15 x mean (MODEL.md section 7)."""
@@ -111,7 +112,7 @@ def serve_step(
             nd.rate_tok_s = 0.0
             continue
         prof = profiles[s, ns.sku]
-        replicas = float(ns.gpus // int(prof.tp))
+        replicas = float((ns.gpus - nd.gpus_down) // int(prof.tp))
         if nd.stage == PREFILL:
             nd.rate_tok_s = prof.prefill_tok_s * nd.phi * replicas * prof.tp
             prefill_tok_s += nd.rate_tok_s
@@ -235,13 +236,13 @@ def serve_step(
             nd.util_frac = busy
         elif nd.stage == DECODE:
             prof = profiles[s, ns.sku]
-            replicas = float(ns.gpus // int(prof.tp))
+            replicas = float((ns.gpus - nd.gpus_down) // int(prof.tp))
             if decode_weight > 0.0:
                 nd.batch = active * nd.admissible / decode_weight
             per_replica = nd.batch / replicas
             step_s = decode_step_s(prof, per_replica, context)
-            if nd.hbm_hot == 1:
-                step_s /= 0.75  # HBM above 95 C refreshes more (MODEL.md section 8)
+            if nd.hbm_c > HBM_HOT_C:
+                step_s /= HBM_HOT_RATE
             step_s /= relative_rate(nd.phi, compute_share(per_replica), pr.phi_mem)
             nd.rate_tok_s = nd.batch / step_s
             nd.util_frac = nd.batch / nd.admissible if nd.admissible > 0.0 else 0.0

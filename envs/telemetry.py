@@ -4,6 +4,7 @@ import numpy as np
 
 from ..fleet.tables import NEVER_S, UNKNOWN_W
 from .compiled import kernel
+from .event_dynamics import METER_DEAD, METER_OK
 from .node_dynamics import STREAM_DROPOUT
 from .physics import hash_uniform
 
@@ -22,8 +23,9 @@ def tell(b, tick, tick_s, limits, params, node, domain, service, node_told, doma
         energy_ws = nd.tick_gpu_ws
         nd.tick_gpu_ws = 0.0
         heard = nd.agent_down == 0
-        if heard and pr.dropout_frac > 0.0:
-            heard = hash_uniform(pr.parameter_seed, tick, n, STREAM_DROPOUT) >= pr.dropout_frac
+        lost_frac = max(pr.dropout_frac, nd.mute_frac)
+        if heard and lost_frac > 0.0:
+            heard = hash_uniform(pr.parameter_seed, tick, n, STREAM_DROPOUT) >= lost_frac
         if not heard:
             out.age_s = min(out.age_s + tick_s, NEVER_S)
             out.is_silent = 1 if out.age_s > lease_ttl_s else 0
@@ -47,8 +49,12 @@ def tell(b, tick, tick_s, limits, params, node, domain, service, node_told, doma
     for d in range(domain.shape[1]):
         dm = domain[b, d]
         out = domain_told[b, d]
-        out.meter_w = dm.meter_ws / tick_s * (1.0 + pr.meter_bias_frac)
-        out.meter_age_s = 0.0
+        if dm.meter_state == METER_OK:
+            out.meter_w = dm.meter_ws / tick_s * (1.0 + pr.meter_bias_frac) * (1.0 + dm.meter_bias)
+            out.meter_age_s = 0.0
+        elif dm.meter_state == METER_DEAD:
+            out.meter_w = np.nan
+            out.meter_age_s = min(out.meter_age_s + tick_s, NEVER_S)
         dm.meter_ws = 0.0
         out.limit_w = np.int64(limits[d, 0])
         out.next_limit_w = np.int64(limits[d, 1])

@@ -20,7 +20,7 @@ import numpy as np
 from .. import __version__, registry
 from ..envs.core import Core
 from ..envs.episodes import read_file, run_episodes
-from ..envs.limits import event_times
+from ..envs.events import event_times
 from ..envs.plant import EVENT_STREAM
 from ..envs.scenario import Scenario, load_scenario
 from ..fleet.errors import BadInput
@@ -244,10 +244,10 @@ def _live_script(quick: bool) -> "LiveScript":
 
 def cuts(scenario: Scenario, seed: int) -> tuple[Cut, ...]:
     """The lowered limits of the root in the episode of one seed, in order."""
-    starts = event_times(scenario.events, np.random.default_rng([seed, EVENT_STREAM]))
+    starts = event_times(scenario.budget_events, np.random.default_rng([seed, EVENT_STREAM]))
     root = scenario.fleet.domains[0].name
     found = []
-    for event, start_s in zip(scenario.events, starts, strict=True):
+    for event, start_s in zip(scenario.budget_events, starts, strict=True):
         if event.domain in ("", root) and event.limit_frac < 1.0 and start_s < scenario.seconds:
             end_s = scenario.seconds if event.until_s is None else min(start_s + event.until_s, scenario.seconds)
             found.append(Cut(start_s, end_s, event.notice_s, event.limit_frac))

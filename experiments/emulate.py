@@ -25,10 +25,11 @@ from ..actuators.emulator.build import library_path
 from ..actuators.emulator.state import EmulatedGpus
 from ..actuators.lease import UNKNOWN_W, boottime_s
 from ..envs.episodes import read_file
-from ..envs.limits import DEMANDED, IN_FORCE, event_times
+from ..envs.events import event_times
+from ..envs.faults import REBOOT_S, RESET_S
+from ..envs.limits import DEMANDED, IN_FORCE
 from ..envs.load import make_load
 from ..envs.model import PlantModel
-from ..envs.node_dynamics import REBOOT_S, RESET_S
 from ..envs.plant import EVENT_STREAM, Plant
 from ..envs.scenario import Scenario, check_scenario, load_scenario
 from ..fleet.arbiter.health import xid_action
@@ -236,7 +237,7 @@ class Emulation:
         )
         self.load_scale, self.load_source = made.scale, made.source
         self._warm_up(seed, made)
-        self.starts_s = event_times(scenario.events, np.random.default_rng([seed, EVENT_STREAM]))
+        self.starts_s = event_times(scenario.budget_events, np.random.default_rng([seed, EVENT_STREAM]))
         self.gpus = [
             EmulatedGpus.create(self._file(n.name, "gpus"), [n.sku] * n.gpus, n.name) for n in self.fleet.nodes
         ]
@@ -571,7 +572,7 @@ class Emulation:
         A ramp is announced as one step: down at its start, up at its end, so that the service's limit is never
         above the plant's.
         """
-        for i, (event, start_s) in enumerate(zip(self.scenario.events, self.starts_s, strict=True)):
+        for i, (event, start_s) in enumerate(zip(self.scenario.budget_events, self.starts_s, strict=True)):
             d = self.fleet.domain_index[event.domain] if event.domain else 0
             start = round(start_s / self.tick_s)
             if start > self.plant.ticks:
@@ -583,7 +584,7 @@ class Emulation:
             at_s = start_s + event.ramp_s if is_raise else max(start_s - event.notice_s, 0.0)
             earlier = [
                 self.event_id(k)
-                for k, (other, other_s) in enumerate(zip(self.scenario.events, self.starts_s, strict=True))
+                for k, (other, other_s) in enumerate(zip(self.scenario.budget_events, self.starts_s, strict=True))
                 if is_raise and other.domain == event.domain and other_s < start_s and other.until_s is None
             ]
 

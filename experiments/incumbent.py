@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..envs.core import Core
-from ..envs.limits import event_times
+from ..envs.events import event_times
 from ..envs.plant import EVENT_STREAM, Plant
 from ..envs.scenario import Scenario
 from ..fleet.errors import BadInput
@@ -143,9 +143,9 @@ def run_beside(
     core.reset([seed])
     plant, fleet = core.plant, scenario.fleet
     plant.node["cap_w"] = plant.snapshot.node["cap_w"] = incumbent(plant, None)
-    starts_s = event_times(scenario.events, np.random.default_rng([seed, EVENT_STREAM]))
+    starts_s = event_times(scenario.budget_events, np.random.default_rng([seed, EVENT_STREAM]))
     due = sorted(
-        ((max(at - e.notice_s, 0.0), at, e) for e, at in zip(scenario.events, starts_s, strict=True)), key=_when
+        ((max(at - e.notice_s, 0.0), at, e) for e, at in zip(scenario.budget_events, starts_s, strict=True)), key=_when
     )
     clock = ManualClock(start_s)
     store = Store(db_url)

@@ -40,7 +40,7 @@ def scenario_page() -> str:
         s = load_scenario(name)
         events = "; ".join(
             f"{1 - e.limit_frac:.0%} less" + (f", {e.notice_s:g} s notice" if e.notice_s else ", no notice")
-            for e in s.events
+            for e in s.budget_events
         )
         rows.append(
             [f"`{name}`", s.family, s.fleet.name, f"{s.seconds:g}", f"{s.load.target_util:g}", events or "–", s.summary]

@@ -140,7 +140,7 @@ def make_shadow_demo(
     tell = progress or (lambda label, share: None)
     scenario = shortened(load_scenario(DEMO_SCENARIO), float(seconds))
     fleet = scenario.fleet
-    lowest_frac = min((e.limit_frac for e in scenario.events), default=1.0)
+    lowest_frac = min((e.limit_frac for e in scenario.budget_events), default=1.0)
     table = CapTable.provision(fleet, lowest_frac)
     db = Path(out) / "shadow.db"
     for part in ("", "-wal", "-shm"):

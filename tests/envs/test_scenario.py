@@ -1,5 +1,6 @@
 """Scenarios: what ships is valid, overrides are checked, and events keep above the floors."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,11 +20,34 @@ def test_every_packaged_scenario_is_valid_and_named_by_its_file(name):
     assert load.arrivals.shape == (1, 60, len(names))
 
 
+@pytest.mark.parametrize("name", list_scenarios())
+def test_every_packaged_scenario_runs_and_says_what_is_hard(make_core, name):
+    """A few ticks of each keep finite books, and its page has something to say."""
+    s = load_scenario(name)
+    assert s.hard and s.good_controller and s.plant.items()
+    core = make_core(name, batch=1, overrides=("seconds=120", "warmup_s=0"))
+    for _ in range(4):
+        core.step(core.base)
+    for table in (core.plant.node, core.plant.domain, core.plant.service):
+        for field in table.dtype.names:
+            assert np.isfinite(table[field]).all(), field
+    assert core.kpis()["budget_violation_ws"] == 0
+
+
+def test_prose_is_not_part_of_the_hash(tmp_path):
+    """What a page says changes nothing that happens."""
+    copy = tmp_path / "steady.toml"
+    copy.write_text((SCENARIOS / "steady.toml").read_text().replace("Nothing happens", "Little happens"))
+    assert load_scenario(copy).hash == load_scenario("steady").hash
+    assert load_scenario(copy).hard != load_scenario("steady").hard
+
+
 def test_the_families_of_the_first_version_are_there():
     """The names that every other part and the command line take."""
     assert set(list_scenarios()) >= {
         "steady", "diurnal", "bursty", "mix-shift", "multi-service", "curtailment", "curtailment-sudden",
-        "demo", "faults", "thermal", "small",
+        "demo", "faults", "thermal", "small", "feed-loss", "outage", "training-ballast", "maxlps-4v3", "aggregated",
+        "factory-mix",
     }  # fmt: skip
 
 

@@ -1,0 +1,71 @@
+"""What happens to an environment beside serving, once per tick: events, faults, weather and heat, training."""
+
+import numpy as np
+
+from ..fleet.topology import Fleet
+from .compiled import kernel
+from .event_dynamics import event_tick, schedule
+from .events import event_times
+from .faults import fault_tick, start_faults
+from .scenario import Scenario
+from .thermal import start_temperatures, thermal_tick
+from .training_dynamics import train_tick
+from .training_jobs import start_training
+
+WORLD_STREAM = 14
+"""Seed stream of hot spots, days of weather and phases of training, apart from those of `plant`."""
+
+WORLD_RANGES = ("hot_spot_c", "rise_scale")
+"""Ranges drawn from that stream, so that the other parameters of a seed stay what they were before these came."""
+
+
+def start_world(
+    p: np.void,
+    node: np.ndarray,
+    domain: np.ndarray,
+    service: np.ndarray,
+    scenario: Scenario,
+    fleet: Fleet,
+    profiles: np.ndarray,
+    budget_s: list[float],
+    seed: int,
+    event_rng: np.random.Generator,
+    fault_rng: np.random.Generator,
+) -> None:
+    """Set one environment's events, faults, temperatures and gangs at the start of an episode.
+
+    Args:
+        p: Row of `PLANT_PARAMS`, its ranges drawn but for `WORLD_RANGES`.
+        node: Rows of `PLANT_NODE`, shape (N,).
+        domain: Rows of `PLANT_DOMAIN` with their ratings, shape (D,).
+        service: Rows of `PLANT_SERVICE`, shape (S,).
+        scenario: What happens.
+        fleet: Where.
+        profiles: `hardware.PROFILE`, shape (S, K).
+        budget_s: Starts of `scenario.budget_events`.
+        seed: The episode's.
+        event_rng: Draws the starts of the other events.
+        fault_rng: The generator of the fault seed.
+    """
+    rng = np.random.default_rng([seed, WORLD_STREAM])
+    for name in WORLD_RANGES:
+        p[name] = rng.uniform(*scenario.plant[name])
+    domain["full_rating_w"] = domain["rating_w"]
+    others = scenario.plant_events
+    starts = dict(zip(map(id, scenario.budget_events), budget_s, strict=True))
+    drawn = event_times(others, event_rng)
+    schedule(p, fleet, [(e, starts.get(id(e), t)) for e, t in zip(others, drawn, strict=True)])
+    start_faults(node, fleet, fault_rng)
+    start_temperatures(p, node, fleet, scenario.weather, scenario.seconds, rng)
+    start_training(p, node, service, scenario.training, fleet, profiles, rng)
+
+
+@kernel
+def world_tick(
+    b, tick, tick_s, time_s, measured, node_static, domain_static, profiles, params, node, domain, service, totals
+):
+    """Everything beside serving, for environment `b`, before the physics of a tick."""
+    event_tick(b, tick, tick_s, measured, node_static, domain_static, params, node, domain, service, totals)
+    fault_tick(b, tick, tick_s, measured, node_static, profiles, params, node, service, totals)
+    thermal_tick(b, time_s, params, node)
+    train_tick(b, tick_s, time_s, measured, node_static, params, node, service, totals)
