@@ -145,18 +145,19 @@ class Core:
             self.block,
         )
 
-    def reset(self, seeds, envs=None, load_seeds=None, fault_seeds=None) -> Observation:
+    def reset(self, seeds, envs=None, load_seeds=None, fault_seeds=None, parameter_seeds=None) -> Observation:
         """Start episodes.
 
         Args:
-            seeds: Parameters, event times and, unless given apart, load and faults; shape (K,).
+            seeds: Event times and, unless given apart, load, faults and parameters; shape (K,).
             envs: Which environments; all by default.
             load_seeds: Seeds of the load.
             fault_seeds: Seeds of the faults.
+            parameter_seeds: Seeds of the hidden parameters.
         """
         load = self.make_load(seeds if load_seeds is None else load_seeds)
         self.load_scale, self.load_source = load.scale, load.source
-        self.plant.reset(np.asarray(seeds), load, envs, fault_seeds)
+        self.plant.reset(np.asarray(seeds), load, envs, fault_seeds, parameter_seeds)
         if envs is None:
             self.memory = self.background.start(self.batch)
         elif self.memory is not None:

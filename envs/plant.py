@@ -175,6 +175,7 @@ class Plant:
         load: Load,
         envs: np.ndarray | None = None,
         fault_seeds: np.ndarray | None = None,
+        parameter_seeds: np.ndarray | None = None,
     ) -> Snapshot:
         """Start episodes afresh.
 
@@ -183,6 +184,8 @@ class Plant:
             load: What arrives, batch K.
             envs: Indices of the environments reset; all by default.
             fault_seeds: Seeds of the faults; `seeds` by default.
+            parameter_seeds: Seeds of the hidden parameters and of the noise of writes and telemetry; `seeds` by
+                default.
 
         Returns:
             The snapshot that the first decision sees (a view that later steps overwrite).
@@ -207,13 +210,14 @@ class Plant:
         self.ca2[index] = load.ca2
         self.cs2[index] = load.cs2
         faults = seeds if fault_seeds is None else fault_seeds
-        for b, seed, fault_seed in zip(index, np.asarray(seeds), np.asarray(faults), strict=True):
-            self._reset_one(int(b), int(seed), int(fault_seed), fresh)
+        drawn = np.array([seeds, faults, seeds if parameter_seeds is None else parameter_seeds])
+        for b, (seed, fault_seed, parameter_seed) in zip(index, drawn.T.tolist(), strict=True):
+            self._reset_one(int(b), seed, fault_seed, parameter_seed, fresh)
         return self.snapshot
 
-    def _reset_one(self, b: int, seed: int, fault_seed: int, fresh: ArbiterState) -> None:
+    def _reset_one(self, b: int, seed: int, fault_seed: int, parameter_seed: int, fresh: ArbiterState) -> None:
         fleet, scenario = self.fleet, self.scenario
-        rng = np.random.default_rng([seed, PARAMETER_STREAM])
+        rng = np.random.default_rng([parameter_seed, PARAMETER_STREAM])
         fault_rng = np.random.default_rng([fault_seed, FAULT_STREAM])
         event_rng = np.random.default_rng([seed, EVENT_STREAM])
         p = self.params[b]

@@ -7,6 +7,7 @@ import click
 
 from .cli import emit, json_option, load_option, set_option
 from .console import progress_bar
+from .env_commands import register_env
 from .leaderboard_commands import register_leaderboard
 from .live_commands import register_live
 
@@ -15,6 +16,7 @@ def register(main: click.Group) -> None:
     """Attach every verb to the group, in the order in which help lists them."""
     for command in (demo, scenarios, simulate, evaluate, tune, train, export, bench):
         main.add_command(command)
+    register_env(main)
     register_live(main)
     register_leaderboard(main)
 

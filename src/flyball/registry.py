@@ -165,9 +165,9 @@ def _core_for(env_id: str, scenario: str, action: str, batch: int, overrides, **
 
 def make_env(env_id="Power-v0", scenario="bursty", obs="flat", action="bids", render_mode=None, overrides=(), **kwargs):
     """A single environment; what `gym.make` calls."""
-    from .envs.gym_env import FlyballEnv
+    from .envs.environments import ENVIRONMENTS
 
-    return FlyballEnv(_core_for(env_id, scenario, action, 1, overrides, **kwargs), obs, render_mode)
+    return ENVIRONMENTS[env_id](_core_for(env_id, scenario, action, 1, overrides, **kwargs), obs, render_mode, env_id)
 
 
 def make_vector_env(
@@ -178,10 +178,12 @@ def make_vector_env(
     action="bids",
     overrides=(),
     is_staggered=False,
+    render_mode=None,
+    autoreset="same_step",
     **kwargs,
 ):
     """A vector environment; what `gym.make_vec` calls."""
     from .envs.vector_env import FlyballVectorEnv
 
-    kwargs.pop("render_mode", None)
-    return FlyballVectorEnv(_core_for(env_id, scenario, action, num_envs, overrides, **kwargs), obs, is_staggered)
+    core = _core_for(env_id, scenario, action, num_envs, overrides, **kwargs)
+    return FlyballVectorEnv(core, obs, is_staggered, render_mode, env_id, autoreset)
