@@ -98,8 +98,8 @@ def start_faults(node: np.ndarray, fleet: Fleet, rng: np.random.Generator) -> No
     node["fault_next"] = np.searchsorted(CLASS_UP_TO[:SRAM], rng.random(count), side="right")
     node["has_shadow"] = rng.random(count) < SHADOW_FRAC
     # a rack-scale NVLink domain spans the nodes of one power domain; elsewhere the fabric ends at the node
-    is_rack_scale = np.array(["NVL72" in name for name in fleet.sku_names])[static["sku"]]
-    node["fabric"] = np.where(is_rack_scale, static["domain"] + 1, 0)
+    is_rack_scale = ["NVL72" in name for name in fleet.sku_names]
+    node["fabric"] = np.array(is_rack_scale)[static["sku"]] * (static["domain"] + 1)
 
 
 @kernel

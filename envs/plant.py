@@ -254,7 +254,7 @@ class Plant:
         service["context"] = self.prompt_tok[b, 0] + 0.5 * self.output_tok[b, 0]
         service["itl_request_s"] = 0.5 * fleet.service_static["itl_s"]
         start_world(
-            p, node, self.domain[b], service, scenario, fleet, self.profiles, budget_s, seed, event_rng, fault_rng
+            p, node, self.domain[b], service, scenario, fleet, self.profiles, budget_s, rng, event_rng, fault_rng
         )
 
         told = self.snapshot.node[b]

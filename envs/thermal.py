@@ -6,6 +6,7 @@ clock is found, in `node_dynamics`, and slower memory above `HBM_HOT_C` where to
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -77,13 +78,10 @@ def start_temperatures(
         seconds: Length of the episode.
         rng: Draws hot spots and the day.
     """
-    kinds = [COOLING[name] for name in fleet.sku_names]
-    sku, gpus = fleet.node_static["sku"], fleet.node_static["gpus"]
-    node["heat_c_per_w"] = p["rise_scale"] * np.array([k.c_per_w for k in kinds])[sku] / gpus
-    tick_s = fleet.timing.tick_s
-    node["cool_frac"] = np.array([1.0 - math.exp(-tick_s / k.tau_s) for k in kinds])[sku]
-    share = np.array([k.hot_spot_share for k in kinds])[sku]
-    node["hot_spot_c"] = share * p["hot_spot_c"] * np.abs(rng.standard_normal(len(node)))
+    by_sku = _cooling_table(fleet.sku_names, fleet.timing.tick_s)[:, fleet.node_static["sku"]]
+    node["heat_c_per_w"] = p["rise_scale"] * by_sku[0] / fleet.node_static["gpus"]
+    node["cool_frac"] = by_sku[1]
+    node["hot_spot_c"] = by_sku[2] * p["hot_spot_c"] * np.abs(rng.standard_normal(len(node)))
     p["weather_step_s"] = 0.0
     if not weather.is_constant:
         p["weather_c"] = inlet_series(weather, float(p["inlet_c"]), seconds, rng)
@@ -91,6 +89,13 @@ def start_temperatures(
         p["inlet_c"] = p["weather_c"][0]
     node["temp_c"] = p["inlet_c"] + 20.0
     node["hbm_c"] = node["temp_c"]
+
+
+@cache
+def _cooling_table(sku_names: tuple[str, ...], tick_s: float) -> np.ndarray:
+    """Rise per watt, share of the way to balance in a tick and share of hot spots by product, shape (3, K)."""
+    kinds = [COOLING[name] for name in sku_names]
+    return np.array([[k.c_per_w, 1.0 - math.exp(-tick_s / k.tau_s), k.hot_spot_share] for k in kinds]).T
 
 
 @kernel

@@ -121,9 +121,10 @@ def start_training(
         rng: Draws where in their steps and between checkpoints endless gangs are.
     """
     node["gang"] = -1
-    by_service = specs_of(specs, fleet)
-    p["has_training"] = len(by_service) > 0
-    static = fleet.node_static
+    p["has_training"] = TRAINING in fleet.service_static["kind"]
+    if not p["has_training"]:
+        return
+    static, by_service = fleet.node_static, specs_of(specs, fleet)
     for s, spec in by_service.items():
         row = service[s]
         for name in ("step_s", "comm_power_frac", "checkpoint_s", "write_s", "restore_s", "work_s", "deadline_s"):

@@ -12,11 +12,8 @@ from .thermal import start_temperatures, thermal_tick
 from .training_dynamics import train_tick
 from .training_jobs import start_training
 
-WORLD_STREAM = 14
-"""Seed stream of hot spots, days of weather and phases of training, apart from those of `plant`."""
-
 WORLD_RANGES = ("hot_spot_c", "rise_scale")
-"""Ranges drawn from that stream, so that the other parameters of a seed stay what they were before these came."""
+"""Ranges drawn here, after all others, so that the other parameters of a seed stay what they were before these came."""
 
 
 def start_world(
@@ -28,7 +25,7 @@ def start_world(
     fleet: Fleet,
     profiles: np.ndarray,
     budget_s: list[float],
-    seed: int,
+    rng: np.random.Generator,
     event_rng: np.random.Generator,
     fault_rng: np.random.Generator,
 ) -> None:
@@ -43,18 +40,18 @@ def start_world(
         fleet: Where.
         profiles: `hardware.PROFILE`, shape (S, K).
         budget_s: Starts of `scenario.budget_events`.
-        seed: The episode's.
+        rng: The generator of the parameters, after they were drawn: hot spots, days and phases of training.
         event_rng: Draws the starts of the other events.
         fault_rng: The generator of the fault seed.
     """
-    rng = np.random.default_rng([seed, WORLD_STREAM])
     for name in WORLD_RANGES:
-        p[name] = rng.uniform(*scenario.plant[name])
+        p[name] = rng.uniform(*getattr(scenario.plant, name))
     domain["full_rating_w"] = domain["rating_w"]
-    others = scenario.plant_events
-    starts = dict(zip(map(id, scenario.budget_events), budget_s, strict=True))
-    drawn = event_times(others, event_rng)
-    schedule(p, fleet, [(e, starts.get(id(e), t)) for e, t in zip(others, drawn, strict=True)])
+    p["event_count"] = 0
+    if others := scenario.plant_events:
+        starts = dict(zip(map(id, scenario.budget_events), budget_s, strict=True))
+        drawn = event_times(others, event_rng)
+        schedule(p, fleet, [(e, starts.get(id(e), t)) for e, t in zip(others, drawn, strict=True)])
     start_faults(node, fleet, fault_rng)
     start_temperatures(p, node, fleet, scenario.weather, scenario.seconds, rng)
     start_training(p, node, service, scenario.training, fleet, profiles, rng)
