@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..fleet.bids import Bids
-from ..fleet.tables import NEVER_S
+from ..fleet.tables import NEVER_S, TRAINING
 from .core import Core
 from .kpis import episode_kpis
 from .limits import DEMANDED, IN_FORCE, NEXT, NEXT_IN_S, TOLD
@@ -276,7 +276,8 @@ def _kpis_since(plant: Plant, before, env: int) -> dict[str, float]:
     for name in total.dtype.names:
         if name != "peak_frac":
             total[name] -= totals[env][name]
-    now, then = plant.service[env], service[env]
+    asked = plant.fleet.service_static["kind"] != TRAINING
+    now, then = plant.service[env][asked], service[env][asked]
     offered, served, late = (now[n] - then[n] for n in ("offered_tok", "served_tok", "late_tok"))
     return episode_kpis(
         total,
