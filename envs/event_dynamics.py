@@ -13,6 +13,8 @@ LOST_FEED, NO_POWER, DEAD_METER, FROZEN_METER, BIASED_METER, MUTE = 1, 2, 3, 4, 
 METER_OK, METER_DEAD, METER_FROZEN = 0, 1, 2
 """States of a meter; a bias is a number of its own."""
 
+NEVER_TICK = 2**62
+
 BOOT_S = 600.0
 """From the return of power until a host and its engine serve again (A: 5-15 min of self-test, boot and start)."""
 
@@ -36,7 +38,7 @@ def schedule(p: np.void, fleet: Fleet, events: list[tuple[Event, float]]) -> Non
     for event, start_s in sorted(events, key=lambda pair: pair[1]):
         domain = fleet.domain_index[event.domain] if event.domain else 0
         start = round(start_s / tick_s)
-        end = 2**62 if event.until_s is None else start + max(round(event.until_s / tick_s), 1)
+        end = NEVER_TICK if event.until_s is None else start + max(round(event.until_s / tick_s), 1)
         for row in rows:
             if row[4] == event.kind and row[1] == domain and row[3] > start:
                 row[3] = start
@@ -46,6 +48,24 @@ def schedule(p: np.void, fleet: Fleet, events: list[tuple[Event, float]]) -> Non
     for name, column in (("kind", 0), ("domain", 1), ("start", 2), ("end", 3), ("value", 5)):
         padded = [row[column] for row in rows] + [0] * (MAX_PLANT_EVENTS - len(rows))
         p[f"event_{name}"] = padded
+
+
+EVENT_FIELDS = ("event_count", "event_kind", "event_domain", "event_start", "event_end", "event_value")
+"""What `schedule` writes."""
+
+
+def forget_future(params: np.ndarray, tick: int) -> None:
+    """Make events as unknown as they are: those to come do not, those under way do not end.
+
+    Args:
+        params: Rows of `PLANT_PARAMS`, changed in place.
+        tick: The present.
+    """
+    is_running = (params["event_start"] < tick) & (tick <= params["event_end"])
+    params["event_end"] = np.where(is_running, NEVER_TICK, params["event_end"])
+    is_coming = params["event_start"] >= tick
+    params["event_start"] = np.where(is_coming, NEVER_TICK, params["event_start"])
+    params["event_end"] = np.where(is_coming, NEVER_TICK, params["event_end"])
 
 
 @kernel

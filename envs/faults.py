@@ -35,6 +35,9 @@ CLASS_UP_TO = np.concatenate(
 )
 """Cumulative shares of the classes among hot and among cold faults."""
 
+CLOCKS = ("fault_margin", "fault_rate", "fault_cold_margin", "fault_cold_rate", "fault_next", "has_shadow")
+"""Fields of `PLANT_NODE` that `start_faults` draws: what nobody knows of the faults to come."""
+
 LEMON_FRAC, LEMON_FACTOR = 0.012, 20.0
 """Share of nodes that fail twenty times as often (MODEL.md section 9)."""
 

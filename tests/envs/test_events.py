@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flyball.envs.event_dynamics import BOOT_S
+from flyball.envs.event_dynamics import BOOT_S, forget_future
 from flyball.envs.scenario import load_scenario
 from flyball.fleet.errors import ScenarioError
 
@@ -109,6 +109,19 @@ def test_a_later_event_of_a_kind_supersedes_the_earlier(make_core):
         ticks(core, at - int(core.plant.tick[0]))
         seen.append(float(core.plant.domain["meter_bias"][0, 0]))
     assert seen == [0.5, -0.5, 0.0]
+
+
+def test_forgetting_the_future_leaves_what_is_under_way(make_core):
+    """A meter that froze stays frozen, and an outage to come does not."""
+    event = (
+        "events=[{kind='meter', fault='frozen', t_s=10, until_s=20}, {kind='outage', domain='rack-2', t_s=40,"
+        " until_s=30}]"
+    )
+    core = make_core("steady", batch=1, overrides=(*SHORT, event))
+    ticks(core, 20)
+    forget_future(core.plant.params, int(core.plant.tick[0]))
+    ticks(core, 60)
+    assert core.plant.domain["meter_state"][0, 0] != 0 and (core.plant.node["down_s"] == 0).all()
 
 
 @pytest.mark.parametrize(
