@@ -65,6 +65,14 @@ PROFILE = np.dtype(
             *(f.name for f in fields(ModelProfile)),
             "hbm_frac",  # weights / HBM of a replica: wf of the power equation
             "prefill_tok_s",  # per GPU at full clock
+            "step_fixed_s",  # decode step of a replica at full clock: see physics.decode_step_s
+            "step_experts_s",
+            "experts_half",
+            "step_request_s",
+            "step_context_s",
+            "prompt_fixed_s",  # prefill of one prompt on a replica: see physics.prompt_s
+            "prompt_token_s",
+            "prompt_token2_s",
         )
     ],
     align=True,
@@ -93,6 +101,11 @@ def profile_table(fleet: Fleet) -> np.ndarray:
                     row[f.name] = getattr(source, f.name)
             row["hbm_frac"] = model.weight_bytes / (model.tp * gpu.hbm)
             row["prefill_tok_s"] = model.mfu_prefill * gpu.flops / (2 * model.active_params)
+            row["step_fixed_s"] = model.t0_s + model.c1 * model.weight_bytes / (model.tp * gpu.bw)
+            row["experts_half"] = 1.0
+            row["step_request_s"] = model.c3 * 2.0 * model.active_params / (model.tp * gpu.flops)
+            row["step_context_s"] = model.c2 * model.kv_bytes_token / (model.tp * gpu.bw)
+            row["prompt_token_s"] = 1.0 / (row["prefill_tok_s"] * model.tp)
     for node in fleet.nodes:
         service = fleet.services[fleet.service_index[node.service]]
         model, gpu = model_profiles()[service.model], gpu_physics()[node.sku]

@@ -22,8 +22,11 @@ def voltage(phi, v_min, phi_knee):
 
 @kernel(inline=True)
 def relative_rate(phi, cb, phi_mem):
-    """Rate relative to full clock for a compute-bound share `cb` (MODEL.md section 3)."""
-    return 1.0 / (cb / phi + (1.0 - cb) * max(1.0, phi_mem / phi))
+    """Rate relative to full clock for a compute-bound share `cb` (MODEL.md section 3).
+
+    1 / (cb / phi + (1 - cb) max(1, phi_mem / phi)) with one division.
+    """
+    return phi / (cb + (1.0 - cb) * max(phi, phi_mem))
 
 
 @kernel(inline=True)
@@ -78,6 +81,31 @@ def decode_coefficients(prof, context):
     slope = prof.c2 * context * prof.kv_bytes_token / (prof.tp * prof.bw)
     slope += prof.c3 * 2.0 * prof.active_params / (prof.tp * prof.flops)
     return a, slope
+
+
+@kernel(inline=True)
+def decode_step_s(prof, batch, context):
+    """Decode step of one replica at full clock, seconds: `batch` requests of mean `context` tokens."""
+    experts_s = prof.step_experts_s * batch / (batch + prof.experts_half)
+    return prof.step_fixed_s + experts_s + batch * (prof.step_request_s + prof.step_context_s * context)
+
+
+@kernel(inline=True)
+def decode_batch_within(prof, context, itl_s):
+    """Largest batch whose decode step takes at most `itl_s`; 0 where none does.
+
+    The positive root of slope b^2 + (slope h + experts - left) b - left h = 0.
+    """
+    slope = prof.step_request_s + prof.step_context_s * context
+    left_s = max(itl_s - prof.step_fixed_s, 0.0)
+    half = 0.5 * (left_s - prof.step_experts_s - slope * prof.experts_half)
+    return (half + math.sqrt(half * half + slope * left_s * prof.experts_half)) / slope
+
+
+@kernel(inline=True)
+def prompt_s(prof, prompt_tok):
+    """Prefill of one prompt on one replica at full clock, seconds."""
+    return prof.prompt_fixed_s + prompt_tok * (prof.prompt_token_s + prompt_tok * prof.prompt_token2_s)
 
 
 @kernel(inline=True)
