@@ -23,7 +23,8 @@ from .hardware import profile_table
 from .kpis import episode_kpis
 from .limits import budget_series
 from .load import Load
-from .node_dynamics import node_step, receive_plan
+from .node_dynamics import receive_plan
+from .node_loops import decode_and_draw
 from .plant_tables import (
     HISTOGRAM_BINS,
     PLANT_DOMAIN,
@@ -35,6 +36,7 @@ from .plant_tables import (
 from .scenario import Scenario
 from .serving_dynamics import lose_node, serve_step
 from .telemetry import tell
+from .tiles import gather, make_tiles, scatter
 from .world import WORLD_RANGES, start_world, world_tick
 
 PARAMETER_STREAM, FAULT_STREAM, EVENT_STREAM = 11, 12, 13
@@ -51,7 +53,7 @@ CONTINUOUS_FRAC = 0.8
 def plant_tick(
     substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s, arrivals,
     prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl, plan_node,
-    node_told, domain_told, service_told,
+    node_told, domain_told, service_told, tiles,
 ):  # fmt: skip
     """Advance every environment by one tick under the plans of now, and write what is told."""
     tick_s = fleet_static[0].tick_s
@@ -59,39 +61,32 @@ def plant_tick(
     for b in range(node.shape[0]):
         k = tick[b]
         measured = time_s[b] >= params[b].warmup_s
-        receive_plan(b, k, node_static, params, node, plan_node)
+        receive_plan(b, k, tick_s, measured, params, node, plan_node, totals)
         world_tick(
             b, k, tick_s, time_s[b], measured, node_static, domain_static, profiles, params, node, domain, service,
             totals,
         )  # fmt: skip
-        for _ in range(substeps):
+        gather(b, node_static, profiles, params, node, tiles)
+        for step in range(substeps):
             for s in range(service.shape[1]):
                 if service_static[s].kind == TRAINING:
+                    # a gang's busy share stands where prefill nodes have 1 (`tiles.gather`)
+                    decode_and_draw(s, dt_s, 0.0, 1.0, 1.0, params[b], tiles, profiles)
                     continue
                 serve_step(
-                    b, s, dt_s, arrivals[b, k, s] / substeps, prompt_tok[b, k, s], output_tok[b, k, s], ca2[b, s],
-                    cs2[b, s], measured, node_static, service_static, profiles, params, node, service, totals, ttft,
-                    itl,
+                    b, s, dt_s, step == substeps - 1, arrivals[b, k, s] / substeps, prompt_tok[b, k, s],
+                    output_tok[b, k, s], ca2[b, s], cs2[b, s], measured, service_static, profiles, params, service,
+                    totals, ttft, itl, tiles,
                 )  # fmt: skip
-            node_step(b, dt_s, measured, node_static, profiles, params, node, service, totals)
             deliver_step(
-                b,
-                dt_s,
-                measured,
-                limits[b, k],
-                node_static,
-                domain_static,
-                params,
-                node,
-                domain,
-                service,
-                totals,
+                b, dt_s, measured, limits[b, k], node_static, domain_static, node, domain, service, totals, tiles
             )
+        scatter(b, measured, node, tiles, totals)
         tick[b] = k + 1
         time_s[b] += tick_s
         tell(
             b, k, tick_s, told[b, k + 1], params, node, domain, service, node_told, domain_told, service_told,
-            fleet_static[0].lease_ttl_s,
+            fleet_static[0].lease_ttl_s, tiles,
         )  # fmt: skip
 
 
@@ -100,7 +95,7 @@ def control_step(
     ticks, substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s,
     arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl, plan_node,
     plan_fleet, node_told, domain_told, service_told, st_node, st_domain, st_pool, st_service, st_fleet, bid_pool,
-    bid_node, bid_fleet, scratch,
+    bid_node, bid_fleet, scratch, tiles,
 ):  # fmt: skip
     """`ticks` times: settle on the bids, then advance the physics."""
     for _ in range(ticks):
@@ -116,7 +111,7 @@ def control_step(
         plant_tick(
             substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s,
             arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
-            plan_node, node_told, domain_told, service_told,
+            plan_node, node_told, domain_told, service_told, tiles,
         )  # fmt: skip
 
 
@@ -128,13 +123,14 @@ class Plant:
         scenario: What happens.
         fleet: Where.
         batch: B.
-        substeps: Physics steps per tick; 2 resolves the 0.05-0.5 s of a cap write (MODEL.md section 8).
+        substeps: Physics steps per tick. One is enough: cap writes are resolved within a step, and what moves faster
+            than a tick (a clock under its cap) is solved for, not integrated.
     """
 
     scenario: Scenario
     fleet: Fleet
     batch: int = 1
-    substeps: int = 2
+    substeps: int = 1
     tick: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -163,6 +159,7 @@ class Plant:
         self.state: ArbiterState = initial_state(fleet, batch, assume_acked=True)
         self.plan = Plan.empty(batch, n)
         self._scratch = make_scratch(fleet)
+        self._tiles = make_tiles(fleet)
 
     @cached_property
     def control_ticks(self) -> int:
@@ -298,6 +295,7 @@ class Plant:
             self.service,
             self.totals, self.ttft, self.itl, self.plan.node, self.plan.fleet, sn.node, sn.domain, sn.service,
             st.node, st.domain, st.pool, st.service, st.fleet, bids.pool, bids.node, bids.fleet, self._scratch,
+            self._tiles,
         )  # fmt: skip
         return sn
 
@@ -325,7 +323,7 @@ class Plant:
             self.substeps, f.node_static, f.domain_static, f.service_static, f.static, self.profiles, self.params,
             self.tick, self.time_s, self.arrivals, self.prompt_tok, self.output_tok, self.ca2, self.cs2, self.limits,
             self.told, self.node, self.domain, self.service, self.totals, self.ttft, self.itl, plan_node, sn.node,
-            sn.domain, sn.service,
+            sn.domain, sn.service, self._tiles,
         )  # fmt: skip
         return sn
 

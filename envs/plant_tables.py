@@ -54,34 +54,30 @@ PLANT_PARAMS = _dtype(
     ("event_value", "f8", (MAX_PLANT_EVENTS,)),
 )
 PLANT_NODE = _dtype(
-    ("cap_w", "i8"),  # in force in the driver
-    ("pending_w", "i8"),  # written, not yet in force
-    ("pending_s", "f8"),  # until it is; negative: nothing pending
+    # singles suffice for what is measured in watts, degrees and seconds; wide fields first, so that no byte is padding
     ("pending_seq", "i8"),
     ("ack_seq", "i8"),
-    ("ceiling", "f8"),
-    ("stage", "i8"),
-    ("moving_s", "f8"),
     ("down_s", "f8"),  # until repaired; 0: up
-    ("agent_down", "i8"),  # the host is gone, not only a GPU
-    ("is_drained", "i8"),
-    ("xid", "i8"),
-    ("phi", "f8"),
-    ("temp_c", "f8"),
-    ("batch", "f8"),  # decoding requests on the node
-    ("util_frac", "f8"),
-    ("rate_tok_s", "f8"),  # of the node, at its clock
-    ("admissible", "f8"),  # requests the node could decode within KV and, if aware, the ITL target
-    ("gpu_w", "f8"),  # draw of all its GPUs
-    ("demand_w", "f8"),
-    ("non_gpu_w", "f8"),
-    ("tick_gpu_ws", "f8"),  # energy of this tick, for the 1-s mean that telemetry reports
+    ("gpus_down", "i8"),  # GPUs in reset while the node serves on with the tensor-parallel groups that are left
     ("fault_margin", "f8"),  # unit exponential left before the next fault that heat hastens
     ("fault_rate", "f8"),  # per second: lemons are worse
-    ("told_age_s", "f8"),
-    ("cap_writes", "i8"),
+    ("cap_w", "i4"),  # in force in the driver
+    ("pending_w", "i4"),  # written, not yet in force
+    ("pending_s", "f4"),  # until it is; negative: nothing pending
+    ("ceiling", "f4"),
+    ("stage", "i4"),
+    ("moving_s", "f4"),
+    ("agent_down", "i4"),  # the host is gone, not only a GPU
+    ("is_drained", "i4"),
+    ("xid", "i4"),
+    ("phi", "f4"),
+    ("temp_c", "f4"),
+    ("batch", "f4"),  # decoding requests on the node
+    ("util_frac", "f4"),
+    ("gpu_w", "f4"),  # draw of all its GPUs
+    ("demand_w", "f4"),
+    ("non_gpu_w", "f4"),
     # faults (faults.py)
-    ("gpus_down", "i8"),  # TP groups that wait for a reset while the others serve
     ("part_down_s", "f8"),
     ("fault_xid", "i8"),  # last fault's code, whether the arbiter is told of it or not
     ("fault_cold_margin", "f8"),  # and before the next of those that heat does not
@@ -157,7 +153,8 @@ PLANT_SERVICE = _dtype(
     ("job_next", "i8"),
 )
 PLANT_DOMAIN = _dtype(
-    ("power_w", "f8"),
+    ("power_w", "f8"),  # mean of the last physics step
+    ("peak_w", "f8"),  # no instant of that step was above this
     ("meter_ws", "f8"),
     ("heat", "f8"),
     ("is_tripped", "i8"),

@@ -149,6 +149,8 @@ class Scenario:
         """First 16 hex digits of the SHA-256 of the content, the site's included, paths and prose not."""
         content = {k: v for k, v in asdict(self).items() if k not in PROSE}
         content["site_hash"] = self.fleet.hash
+        if self.weather.file:
+            content["weather"]["file"] = hashlib.sha256(Path(self.weather.file).read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -8,18 +8,12 @@ capacity. Output lengths are exponential within a service, as their CV of about 
 
 import math
 
-from ..fleet.tables import DECODE, PREFILL
+from ..fleet.tables import DECODE
 from .compiled import kernel
-from .physics import (
-    compute_share,
-    decode_batch_within,
-    decode_step_s,
-    kv_batch,
-    queue_wait,
-    relative_rate,
-)
+from .node_loops import decode_and_draw, offer_capacity
+from .physics import queue_wait
 from .plant_tables import HISTOGRAM_BINS, HISTOGRAM_HIGH_S, HISTOGRAM_LOW_S
-from .thermal import HBM_HOT_C, HBM_HOT_RATE
+from .tiles import KV_ROOM, PREFILL_RATE, PREFILL_REPLICAS, SLOTS, TOKENS, lane_sum
 
 ITL_SPREAD = 0.06
 """Relative spread of mean ITL over requests: ln(1.15) / 2.33, as p99 = 1.15 x mean (MODEL.md section 7)."""
@@ -29,6 +23,9 @@ BACKLOG_SHARE = 0.7
 
 TIMEOUT_TARGETS = 20.0
 """Without early rejection a client gives up after this many TTFT targets."""
+
+CARRIED_STEPS = 4
+"""Steps of the search for the carried load."""
 
 _LOG_LOW = math.log(HISTOGRAM_LOW_S)
 _BINS_PER_LOG = HISTOGRAM_BINS / (math.log(HISTOGRAM_HIGH_S) - math.log(HISTOGRAM_LOW_S))
@@ -59,92 +56,103 @@ def _add_wait(histogram, base_s, wait_frac, wait_s, longest_s, requests):
         histogram[histogram_bin(base_s + wait)] += requests * wait_frac * mass
 
 
+@kernel(inline=True)
+def _turned(load, servers, service_s, ca2, cs2, longest_s):
+    """(share that would wait longer than longest_s, share that waits, mean wait of those, share of those beyond)."""
+    wait_frac, wait_s = queue_wait(load, servers, service_s, ca2, cs2)
+    beyond = math.exp(-longest_s / max(wait_s, 1e-9))
+    return wait_frac * beyond, wait_frac, wait_s, beyond
+
+
+@kernel
+def _carried(load, servers, service_s, ca2, cs2, longest_s):
+    """`_turned` of the load that is left once those who would wait too long are turned away.
+
+    What is turned away does not queue, so that overload fills capacity: the carried load x solves
+    x = load (1 - turned(x)). Regula falsi, since the right side falls with x.
+    """
+    high = min(load, 0.98)
+    found = _turned(high, servers, service_s, ca2, cs2, longest_s)
+    if found[0] < 1e-3:
+        return found
+    over = high - load * (1.0 - found[0])
+    low = max(high - over, 0.0)
+    found = _turned(low, servers, service_s, ca2, cs2, longest_s)
+    under = load * (1.0 - found[0]) - low
+    for _ in range(CARRIED_STEPS):
+        if under < 1e-3:
+            break
+        x = low + (high - low) * under / (under + over)
+        found = _turned(x, servers, service_s, ca2, cs2, longest_s)
+        gap = load * (1.0 - found[0]) - x
+        if gap > 0.0:
+            low, under = x, gap
+            over *= 0.5  # Illinois: the other end must not stand still
+        else:
+            high, over = x, -gap
+            under *= 0.5
+    return found
+
+
+@kernel(inline=True)
+def _admit(sv, admissible):
+    """Let requests that are ready take the free places in decode."""
+    take = min(sv.ready_req, max(admissible - sv.active, 0.0))
+    if take > 0.0:
+        share = take / sv.ready_req
+        total = sv.active + take
+        mean_context = (sv.ready_tok + 0.5 * sv.ready_out_tok) / sv.ready_req
+        sv.context += (mean_context - sv.context) * (take / total)
+        sv.active = total
+        sv.active_tok += share * sv.ready_tok
+        sv.active_ok += share * sv.ready_ok
+        sv.active_out_tok += share * sv.ready_out_tok
+        keep = 1.0 - share
+        sv.ready_req *= keep
+        sv.ready_tok *= keep
+        sv.ready_ok *= keep
+        sv.ready_out_tok *= keep
+
+
 @kernel
 def serve_step(
-    b,
-    s,
-    dt_s,
-    arrivals,
-    prompt_tok,
-    output_tok,
-    ca2,
-    cs2,
-    measured,
-    node_static,
-    service_static,
-    profiles,
-    params,
-    node,
-    service,
-    totals,
-    ttft_histogram,
-    itl_histogram,
-):
-    """Advance service `s` of environment `b` by `dt_s`.
+    b, s, dt_s, is_last, arrivals, prompt_tok, output_tok, ca2, cs2, measured, service_static, profiles, params,
+    service, totals, ttft_histogram, itl_histogram, tiles,
+):  # fmt: skip
+    """Advance service `s` of environment `b`, and the nodes that serve it, by `dt_s`.
 
-    `arrivals` requests of `prompt_tok` and `output_tok` mean tokens come in. Reads each node's clock, writes its
-    batch and utilisation.
+    `arrivals` requests of `prompt_tok` and `output_tok` mean tokens come in. `is_last` says that this step is the
+    tick's last: the histograms take the tick's requests and tokens at once.
     """
     sv = service[b, s]
     st = service_static[s]
     pr = params[b]
     tot = totals[b]
-    n_nodes = node.shape[1]
-
-    # capacity at the clocks of now
-    prefill_tok_s = 0.0
-    prefill_replicas = 0.0
-    decode_weight = 0.0
-    admissible = 0.0
-    kv_room = 0.0
-    request_tok_s = 0.0  # rate at which one replica prefills one prompt
-    link = 0.0
-    context = max(sv.context, 1.0)
-    itl_cap = st.itl_s
-    for n in range(n_nodes):
-        ns = node_static[n]
-        if ns.service != s:
-            continue
-        nd = node[b, n]
-        nd.batch = 0.0
-        if nd.down_s > 0.0 or nd.moving_s > 0.0 or nd.is_drained == 1:
-            nd.util_frac = 0.0
-            nd.rate_tok_s = 0.0
-            continue
-        prof = profiles[s, ns.sku]
-        replicas = float((ns.gpus - nd.gpus_down) // int(prof.tp))
-        if nd.stage == PREFILL:
-            nd.rate_tok_s = prof.prefill_tok_s * nd.phi * replicas * prof.tp
-            prefill_tok_s += nd.rate_tok_s
-            prefill_replicas += replicas
-            request_tok_s += prof.prefill_tok_s * nd.phi * prof.tp * replicas
-            link = max(link, prof.link * prof.tp)
-        elif nd.stage == DECODE:
-            room = kv_batch(prof, context)
-            kv_room += room * replicas
-            # compute share at the batch the node can admit; it moves slowly with the batch
-            rel = relative_rate(
-                nd.phi, compute_share(min(room, max(decode_batch_within(prof, context, itl_cap), 1.0))), pr.phi_mem
-            )
-            slots = room
-            if pr.slo_aware_admission == 1:
-                slots = min(slots, max(decode_batch_within(prof, context, 0.97 * itl_cap * rel), 1.0))
-            nd.admissible = slots * replicas
-            admissible += nd.admissible
-            decode_weight += nd.admissible
-            nd.rate_tok_s = 0.0
-    if prefill_replicas > 0.0:
-        request_tok_s /= prefill_replicas
-
-    # arrivals and early rejection
     prompt_tok = max(prompt_tok, 1.0)
     output_tok = max(output_tok, 1.0)
+
+    # capacity at the clocks of now
+    offer_capacity(
+        s, prompt_tok, 0.0, max(sv.context, 1.0), st.itl_s, pr.slo_aware_admission == 1, pr.phi_mem, tiles, profiles
+    )
+    prefill_tok_s = lane_sum(tiles.sums, PREFILL_RATE)
+    prefill_replicas = lane_sum(tiles.sums, PREFILL_REPLICAS)
+    admissible = lane_sum(tiles.sums, SLOTS)
+    kv_room = lane_sum(tiles.sums, KV_ROOM)
+    link = 0.0
+    if prefill_replicas > 0.0:
+        for t in range(tiles.start[s], tiles.start[s + 1]):
+            prof = profiles[s, tiles.static[t].sku]
+            link = max(link, prof.link * prof.tp)
+
+    # arrivals and early rejection
     sv.tick_req += arrivals
     sv.tick_prompt_tok += arrivals * prompt_tok
     sv.tick_out_tok += arrivals * output_tok
     offered_tok = arrivals * (prompt_tok + output_tok)
     sv.offered_tok += offered_tok
-    service_s = prompt_tok / request_tok_s if request_tok_s > 0.0 else st.ttft_s
+    # a prompt is prefilled by one replica
+    service_s = prompt_tok * prefill_replicas / prefill_tok_s if prefill_tok_s > 0.0 else st.ttft_s
     transfer_s = 1e-5
     if link > 0.0:
         transfer_s += prompt_tok * profiles[s, 0].kv_bytes_token / (0.8 * link)
@@ -157,27 +165,30 @@ def serve_step(
         backlog_s = 0.0
     base_s = backlog_s + ready_wait_s + service_s + transfer_s
     load = arrivals * prompt_tok / max(prefill_tok_s * dt_s, 1e-9)
-    wait_frac, wait_s = queue_wait(load, prefill_replicas, service_s, ca2, cs2)
-    admitted = arrivals
     limit_s = BACKLOG_SHARE * st.ttft_s if pr.early_rejection == 1 else TIMEOUT_TARGETS * st.ttft_s
-    room_s = limit_s - service_s - transfer_s - ready_wait_s
+    door_s = limit_s - service_s - transfer_s
+    room_s = door_s - ready_wait_s
     # the wait that a request may still meet by chance; whoever would wait longer is turned away at the door
     longest_s = max(room_s - backlog_s, 0.0)
-    too_late = wait_frac * math.exp(-longest_s / max(wait_s, 1e-9))
-    admitted -= arrivals * too_late
-    # what fits behind the queue, counting what this step will prefill; nothing where decode alone is late already
-    room_tok = room_s * prefill_tok_s + prefill_tok_s * dt_s - sv.queue_tok if room_s > 0.0 else 0.0
-    if admitted * prompt_tok > room_tok:
-        admitted = max(room_tok / prompt_tok, 0.0)
+    turned, wait_frac, wait_s, beyond = _carried(load, prefill_replicas, service_s, ca2, cs2, longest_s)
+    admitted = arrivals * (1.0 - turned)
+    # what fits behind the queue, counting what this step will prefill, and behind decode, counting what completes
+    room_tok = (max(room_s, 0.0) + dt_s) * prefill_tok_s - sv.queue_tok
+    room_req = (max(door_s, 0.0) + dt_s) * sv.decode_req_s + max(admissible - sv.active, 0.0)
+    room_req = min(room_tok / prompt_tok, room_req - sv.ready_req - sv.queue_req)
+    admitted = min(admitted, max(room_req, 0.0))
     rejected = arrivals - admitted
     rejected_tok = rejected * (prompt_tok + output_tok)
     # of those admitted: who waits at all, how long on average, and who meets the target
-    short = 1.0 - math.exp(-longest_s / max(wait_s, 1e-9))
+    short = 1.0 - beyond
     waiting = wait_frac * short / max(1.0 - wait_frac + wait_frac * short, 1e-9)
-    mean_wait_s = wait_s - longest_s * (1.0 - short) / short if short > 1e-9 else 0.0
+    mean_wait_s = wait_s - longest_s * beyond / short if short > 1e-9 else 0.0
     ok = 0.0
     if base_s < st.ttft_s:
-        in_time = 1.0 - math.exp(-min(st.ttft_s - base_s, longest_s) / max(wait_s, 1e-9))
+        spare_s = st.ttft_s - base_s
+        in_time = short
+        if spare_s < longest_s:
+            in_time = 1.0 - math.exp(-spare_s / max(wait_s, 1e-9))
         ok = 1.0 - waiting * (1.0 - in_time / short) if short > 1e-9 else 1.0 - waiting
     sv.queue_req += admitted
     sv.queue_tok += admitted * prompt_tok
@@ -204,55 +215,21 @@ def serve_step(
         sv.queue_out_tok *= keep
     busy = work_tok / (prefill_tok_s * dt_s) if prefill_tok_s > 0.0 else 0.0
 
-    # admission to decode
-    room = max(admissible - sv.active, 0.0)
-    take = min(sv.ready_req, room)
-    if take > 0.0:
-        share = take / sv.ready_req
-        total = sv.active + take
-        mean_context = (sv.ready_tok + 0.5 * sv.ready_out_tok) / sv.ready_req
-        sv.context += (mean_context - sv.context) * (take / total)
-        sv.active = total
-        sv.active_tok += share * sv.ready_tok
-        sv.active_ok += share * sv.ready_ok
-        sv.active_out_tok += share * sv.ready_out_tok
-        keep = 1.0 - share
-        sv.ready_req *= keep
-        sv.ready_tok *= keep
-        sv.ready_ok *= keep
-        sv.ready_out_tok *= keep
+    _admit(sv, admissible)
 
-    # decode
-    tokens = 0.0
+    # decode: in the middle of the step half of what completes is gone, as far as nobody waits for its place
     active = sv.active
-    for n in range(n_nodes):
-        ns = node_static[n]
-        if ns.service != s:
-            continue
-        nd = node[b, n]
-        if nd.down_s > 0.0 or nd.moving_s > 0.0 or nd.is_drained == 1:
-            continue
-        if nd.stage == PREFILL:
-            nd.util_frac = busy
-        elif nd.stage == DECODE:
-            prof = profiles[s, ns.sku]
-            replicas = float((ns.gpus - nd.gpus_down) // int(prof.tp))
-            if decode_weight > 0.0:
-                nd.batch = active * nd.admissible / decode_weight
-            per_replica = nd.batch / replicas
-            step_s = decode_step_s(prof, per_replica, context)
-            if nd.hbm_c > HBM_HOT_C:
-                step_s /= HBM_HOT_RATE
-            step_s /= relative_rate(nd.phi, compute_share(per_replica), pr.phi_mem)
-            nd.rate_tok_s = nd.batch / step_s
-            nd.util_frac = nd.batch / nd.admissible if nd.admissible > 0.0 else 0.0
-            tokens += nd.rate_tok_s * dt_s
+    leaves = min(sv.decode_req_s * dt_s, active)
+    mean_active = active - 0.5 * max(leaves - sv.ready_req, 0.0)
+    fill = mean_active / admissible if admissible > 0.0 else 0.0
+    decode_and_draw(s, dt_s, fill, busy, max(sv.context, 1.0), pr, tiles, profiles)
+    tokens = lane_sum(tiles.sums, TOKENS)
     completed = 0.0
     good = 0.0
     good_tok = 0.0
     late_tok = 0.0
     if tokens > 0.0 and active > 1e-9:
-        step_s = active * dt_s / tokens
+        step_s = mean_active * dt_s / tokens
         mean_out = sv.active_out_tok / active
         completed = min(tokens / mean_out, active)
         share = completed / active
@@ -274,10 +251,7 @@ def serve_step(
         sv.tick_tok += tokens
         sv.tick_itl_s += tokens * step_s
         sv.tick_itl_ok += tokens * itl_ok
-        if measured:
-            # mean and p99 of a step of this length
-            itl_histogram[b, s, histogram_bin(step_s)] += 0.98 * tokens
-            itl_histogram[b, s, histogram_bin(1.15 * step_s)] += 0.02 * tokens
+        _admit(sv, admissible)
     elif active > 1e-9:
         sv.itl_request_s = min(sv.itl_request_s + dt_s, 10.0)  # nothing decodes: every token in flight waits
     sv.decode_req_s += (completed / dt_s - sv.decode_req_s) * (1.0 - math.exp(-dt_s / 3.0))
@@ -292,8 +266,16 @@ def serve_step(
         tot.late_req += completed - good
         tot.good_tok += good_tok
         tot.late_tok += late_tok
-        if admitted > 0.0:
-            _add_wait(ttft_histogram[b, s], base_s, waiting, wait_s, longest_s, admitted)
+        if is_last:
+            # at the state of the last step: a bin is wider than what changes within a tick
+            taken = sv.tick_req - sv.tick_rejected
+            if taken > 0.0:
+                _add_wait(ttft_histogram[b, s], base_s, waiting, wait_s, longest_s, taken)
+            if sv.tick_tok > 0.0:
+                # mean and p99 of a step of this length
+                step_s = sv.tick_itl_s / sv.tick_tok
+                itl_histogram[b, s, histogram_bin(step_s)] += 0.98 * sv.tick_tok
+                itl_histogram[b, s, histogram_bin(1.15 * step_s)] += 0.02 * sv.tick_tok
 
 
 @kernel

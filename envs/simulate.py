@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..fleet.bids import Bids
-from ..fleet.tables import NEVER_S
+from ..fleet.tables import NEVER_S, TRAINING
 from .core import Core
+from .event_dynamics import EVENT_FIELDS, forget_future
+from .faults import CLOCKS
 from .kpis import episode_kpis
 from .limits import DEMANDED, IN_FORCE, NEXT, NEXT_IN_S, TOLD
 from .load import Load
@@ -179,7 +181,7 @@ def _fill(copies: Core, core: Core, env: int, seeds, count: int, load: str, know
     tiled: dict[str, Any] = {n: np.concatenate([getattr(drawn_load, n)] * count) for n in _LOAD_ARRAYS}
     copies.plant.reset(np.array(own * count), replace(drawn_load, **tiled))
     plant = copies.plant
-    drawn = {name: plant.node[name].copy() for name in ("fault_margin", "fault_rate")}
+    drawn = {name: plant.node[name].copy() for name in CLOCKS}
     params = plant.params.copy()
     restore(copies, state)
     for name, values in drawn.items():
@@ -188,8 +190,12 @@ def _fill(copies: Core, core: Core, env: int, seeds, count: int, load: str, know
         for name in ("fault_seed", "parameter_seed"):
             plant.params[name] = params[name]
     else:
+        events = {name: plant.params[name].copy() for name in EVENT_FIELDS}
         plant.params[:] = params
+        for name, values in events.items():
+            plant.params[name] = values
     tick = int(core.plant.tick[env])
+    forget_future(plant.params, tick)
     _limits_as_told(plant, tick, core.scenario.events != ())
     _load_as_drawn(plant, tick, replace(drawn_load, **tiled), load, core.scenario.load.rate_corr_s)
 
@@ -276,7 +282,8 @@ def _kpis_since(plant: Plant, before, env: int) -> dict[str, float]:
     for name in total.dtype.names:
         if name != "peak_frac":
             total[name] -= totals[env][name]
-    now, then = plant.service[env], service[env]
+    asked = plant.fleet.service_static["kind"] != TRAINING
+    now, then = plant.service[env][asked], service[env][asked]
     offered, served, late = (now[n] - then[n] for n in ("offered_tok", "served_tok", "late_tok"))
     return episode_kpis(
         total,

@@ -7,45 +7,51 @@ from .compiled import kernel
 from .event_dynamics import METER_DEAD, METER_OK
 from .node_dynamics import STREAM_DROPOUT
 from .physics import hash_uniform
+from .tiles import ENERGY
 
 
 @kernel
-def tell(b, tick, tick_s, limits, params, node, domain, service, node_told, domain_told, service_told, lease_ttl_s):
+def tell(
+    b, tick, tick_s, limits, params, node, domain, service, node_told, domain_told, service_told, lease_ttl_s, tiles
+):  # fmt: skip
     """Write environment `b`'s snapshot after a tick; a node that is not heard keeps its last values and ages.
 
     Args:
         limits: (D, 3) float64: demanded limit, announced next limit, seconds until it starts.
     """
     pr = params[b]
-    for n in range(node.shape[1]):
-        nd = node[b, n]
-        out = node_told[b, n]
-        energy_ws = nd.tick_gpu_ws
-        nd.tick_gpu_ws = 0.0
-        heard = nd.agent_down == 0
-        lost_frac = max(pr.dropout_frac, nd.mute_frac)
-        if heard and lost_frac > 0.0:
-            heard = hash_uniform(pr.parameter_seed, tick, n, STREAM_DROPOUT) >= lost_frac
-        if not heard:
-            out.age_s = min(out.age_s + tick_s, NEVER_S)
-            out.is_silent = 1 if out.age_s > lease_ttl_s else 0
-            if out.is_silent == 1:
-                out.is_up = 0
-                out.cap_w = UNKNOWN_W
-            continue
-        out.age_s = 0.0
-        out.is_silent = 0
-        out.power_w = energy_ws / tick_s
-        out.demand_w = nd.demand_w
-        out.util_frac = nd.util_frac
-        out.clock_frac = nd.phi
-        out.temp_c = nd.temp_c
-        out.cap_w = nd.cap_w
-        out.ack_seq = nd.ack_seq
-        out.stage = nd.stage
-        out.moving_s = nd.moving_s
-        out.is_up = 1 if nd.down_s <= 0.0 else 0
-        out.xid = nd.xid
+    chance = tiles.chance
+    if pr.dropout_frac > 0.0 or pr.event_count > 0:
+        for n in range(node.shape[1]):
+            chance[n] = hash_uniform(pr.parameter_seed, tick, n, STREAM_DROPOUT)
+    else:
+        chance[:] = 1.0
+    for t in range(tiles.static.shape[0]):
+        column = tiles.column[t]
+        for i in range(tiles.static[t].count):
+            n = tiles.node[t, i]
+            nd = node[b, n]
+            out = node_told[b, n]
+            if nd.agent_down == 1 or chance[n] < max(pr.dropout_frac, nd.mute_frac):
+                out.age_s = min(out.age_s + tick_s, NEVER_S)
+                out.is_silent = 1 if out.age_s > lease_ttl_s else 0
+                if out.is_silent == 1:
+                    out.is_up = 0
+                    out.cap_w = UNKNOWN_W
+                continue
+            out.age_s = 0.0
+            out.is_silent = 0
+            out.power_w = column[ENERGY + i] / tick_s
+            out.demand_w = nd.demand_w
+            out.util_frac = nd.util_frac
+            out.clock_frac = nd.phi
+            out.temp_c = nd.temp_c
+            out.cap_w = nd.cap_w
+            out.ack_seq = nd.ack_seq
+            out.stage = nd.stage
+            out.moving_s = nd.moving_s
+            out.is_up = 1 if nd.down_s <= 0.0 else 0
+            out.xid = nd.xid
     for d in range(domain.shape[1]):
         dm = domain[b, d]
         out = domain_told[b, d]

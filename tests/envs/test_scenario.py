@@ -47,7 +47,7 @@ def test_the_families_of_the_first_version_are_there():
     assert set(list_scenarios()) >= {
         "steady", "diurnal", "bursty", "mix-shift", "multi-service", "curtailment", "curtailment-sudden",
         "demo", "faults", "thermal", "small", "feed-loss", "outage", "training-ballast", "maxlps-4v3", "aggregated",
-        "factory-mix",
+        "factory-mix", "moe",
     }  # fmt: skip
 
 

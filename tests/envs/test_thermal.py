@@ -91,6 +91,13 @@ def epw(path, air_c):
     return path
 
 
+def test_a_weather_files_content_is_part_of_the_hash(tmp_path):
+    """The same year elsewhere is the same scenario, another year is not."""
+    years = [epw(tmp_path / f"{i}.epw", np.full(24, c)) for i, c in enumerate((5.0, 5.0, 6.0))]
+    hashes = [load_scenario("steady", [f"weather.file={path}"]).hash for path in years]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_a_weather_file_sets_the_inlet(make_core, tmp_path):
     """Outside air plus the approach, held at the supply's minimum, moves the inlet through the episode."""
     path = epw(tmp_path / "day.epw", np.r_[np.full(12, 0.0), np.full(12, 30.0)])
