@@ -13,7 +13,7 @@ from ..fleet.bids import Bids
 from ..fleet.errors import BadInput
 from ..fleet.snapshot import Snapshot
 from ..fleet.tables import NEVER_S
-from .physics import counter_ahead
+from .physics import _GOLDEN, _MIX_A
 from .plant import Plant
 from .scenario import Scenario
 from .serving_dynamics import ITL_SPREAD
@@ -156,3 +156,10 @@ class PlantSimulator:
         if future is not None:
             roll.guess(future, self.nominal)
         return roll
+
+
+def counter_ahead(seed: int, ticks: int) -> int:
+    """The seed with which `physics.hash_uniform` draws at tick t what `seed` draws at tick t + `ticks`."""
+    bits = 1 << 64
+    ahead = (seed + ticks * int(_MIX_A) * pow(int(_GOLDEN), -1, bits)) % bits
+    return ahead - bits if ahead >= bits >> 1 else ahead
