@@ -4,7 +4,6 @@ Implements `policies.base.Simulator`. A roll is a small plant of its own whose r
 the plant that is being judged never moves.
 """
 
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -13,16 +12,15 @@ from ..fleet.bids import Bids
 from ..fleet.errors import BadInput
 from ..fleet.snapshot import Snapshot
 from ..fleet.tables import NEVER_S
-from .physics import counter_ahead
 from .plant import Plant
 from .scenario import Scenario
 from .serving_dynamics import ITL_SPREAD
 
 SERIES = ("arrivals", "prompt_tok", "output_tok", "limits", "told")
-"""Arrays of the plant with a time axis, of which a roll holds a window."""
+"""Arrays of the plant with a time axis, of which a roll reads the window ahead."""
 
-TABLES = ("params", "time_s", "ca2", "cs2", "node", "domain", "service", "totals", "ttft", "itl")
-"""Arrays of the plant with one row per environment."""
+TABLES = ("params", "tick", "time_s", "ca2", "cs2", "node", "domain", "service", "totals", "ttft", "itl")
+"""Arrays of the plant with one row per environment, as it stands."""
 
 
 class Roll:
@@ -30,11 +28,17 @@ class Roll:
 
     Attributes:
         steps: Control intervals that it can be stepped, fewer at the end of an episode.
+
+    Args:
+        scenario: The plant's.
+        plant: What is copied later.
+        copies: How many.
+        ticks: How far ahead.
     """
 
     def __init__(self, scenario: Scenario, plant: Plant, copies: int, ticks: int):
-        short = replace(scenario, seconds=ticks * plant.fleet.timing.tick_s)
-        self._plant = Plant(short, plant.fleet, copies, plant.substeps)
+        self._plant = Plant(scenario, plant.fleet, copies, plant.substeps)
+        self._ahead, self._ticks = slice(0, 0), ticks
         self.steps = 0
 
     @property
@@ -49,22 +53,17 @@ class Roll:
     def start(self, plant: Plant, env: int) -> None:
         """Become copies of one environment of `plant`, its future included."""
         mine, now = self._plant, int(plant.tick[env])
-        ticks = min(mine.ticks, plant.ticks - now)
-        self.steps = ticks // plant.control_ticks
+        end = min(now + self._ticks, plant.ticks)
+        self.steps = (end - now) // plant.control_ticks
+        self._ahead = slice(now, end + 1)  # limits are known for the end of the last tick too
         for name in TABLES:
             getattr(mine, name)[:] = getattr(plant, name)[env]
+        for name in SERIES:
+            getattr(mine, name)[:, self._ahead] = getattr(plant, name)[env, self._ahead]
         for tables in ("state", "snapshot", "plan"):
             source, target = getattr(plant, tables), getattr(mine, tables)
             for name, array in vars(target).items():
                 array[:] = getattr(source, name)[env]
-        mine.tick[:] = 0
-        for name in SERIES:
-            window = getattr(plant, name)[env, now : now + ticks + 1]
-            target = getattr(mine, name)
-            window = window[: target.shape[1]]
-            target[:, : len(window)] = window
-        for name in ("fault_seed", "parameter_seed"):  # draws go on where the plant's own would
-            mine.params[name] = counter_ahead(int(plant.params[name][env]), now)
         self._served_tok, self._spoilt_tok = self._books()
 
     def guess(self, future: np.ndarray, nominal: dict[str, float]) -> None:
@@ -74,19 +73,21 @@ class Roll:
             future: Requests, mean prompt and output tokens of each tick's arrivals, shape (copies, ticks, S, 3).
             nominal: Parameters by name.
         """
-        mine = self._plant
-        ticks = min(future.shape[1], mine.ticks)
+        mine, ahead = self._plant, self._ahead
         for i, name in enumerate(("arrivals", "prompt_tok", "output_tok")):
-            getattr(mine, name)[:, :ticks] = future[:, :ticks, :, i]
+            window = getattr(mine, name)[:, ahead]
+            window[:, : future.shape[1]] = future[:, : window.shape[1], :, i]
         for name, value in nominal.items():
             mine.params[name] = value
         mine.params["fault_scale"] = 0.0
         domain = mine.snapshot.domain[0]
-        in_s = domain["next_in_s"][None] - mine.fleet.timing.tick_s * np.arange(mine.ticks + 1)[:, None]
+        ticks = np.arange(ahead.stop - ahead.start)
+        in_s = domain["next_in_s"][None] - mine.fleet.timing.tick_s * ticks[:, None]
         limit_w = np.where(in_s > 0, domain["limit_w"], domain["next_limit_w"])
-        mine.limits[:] = limit_w[None, ..., None]
-        mine.told[..., 0], mine.told[..., 1] = limit_w, domain["next_limit_w"]
-        mine.told[..., 2] = np.where(in_s > 0, in_s, NEVER_S)
+        mine.limits[:, ahead] = limit_w[None, ..., None]
+        told = mine.told[:, ahead]
+        told[..., 0], told[..., 1] = limit_w, domain["next_limit_w"]
+        told[..., 2] = np.where(in_s > 0, in_s, NEVER_S)
 
     def _books(self) -> tuple[np.ndarray, np.ndarray]:
         """Tokens served in time, and tokens late, rejected or lost, since reset; shape (copies,) each."""

@@ -19,7 +19,6 @@ from .model_kernels import (
     marginal_caps,
     node_rates,
     prefill_draws,
-    prompt_rates,
 )
 
 NOMINAL = (0.65, 0.60, 0.50, 0.55)
@@ -74,6 +73,7 @@ class PlantModel:
         self.prefill_phi = np.zeros((services, skus, CAP_POINTS))
         self.decode_phi = np.zeros((services, skus, len(BATCH_GRID), CAP_POINTS))
         self._log_batches = np.log(BATCH_GRID)
+        self._capacity_rps: dict[tuple[int, float, float], float] = {}
         draw_w = np.zeros(len(PHI_GRID))
         for s in range(services):
             for k in range(skus):
@@ -131,10 +131,12 @@ class PlantModel:
 
         With n nodes of mean prefill rate p and mean decode rate d the best split gives n p d / (p + d).
         """
-        prefill, decode = self.node_rates_rps(service, prompt_tok, output_tok)
-        n = len(prefill)
-        p, d = float(prefill.mean()), float(decode.mean())
-        return n * p * d / (p + d)
+        asked = (service, float(prompt_tok), float(output_tok))
+        if asked not in self._capacity_rps:  # every reset asks for the same means
+            prefill, decode = self.node_rates_rps(service, prompt_tok, output_tok)
+            p, d = float(prefill.mean()), float(decode.mean())
+            self._capacity_rps[asked] = len(prefill) * p * d / (p + d)
+        return self._capacity_rps[asked]
 
     def node_rates_rps(self, service: int, prompt_tok: float, output_tok: float) -> tuple[np.ndarray, np.ndarray]:
         """Uncapped requests per second of each of the service's nodes, as prefill and as decode node."""
@@ -182,8 +184,8 @@ class PlantModel:
         pools = self._pools
         out, slots = np.empty(cap_w.shape), np.empty(cap_w.shape)
         node_rates(
-            pools.rows, _CONTEXTS, pools.prefill_phi, pools.slots, pools.rates, cap_w, context_tok,
-            self._prompt_tok_s(prompt_tok), out, slots,
+            self.profiles, pools.rows, _CONTEXTS, pools.prefill_phi, pools.slots, pools.rates, cap_w, context_tok,
+            prompt_tok, out, slots,
         )  # fmt: skip
         return out, slots
 
@@ -203,15 +205,10 @@ class PlantModel:
         pools = self._pools
         out = np.empty(nodes.shape)
         marginal_caps(
-            pools.rows, _CONTEXTS, pools.prefill_phi, pools.slots, pools.rates, nodes, gpus, asked_tok_s, value,
-            active, context_tok, self._prompt_tok_s(prompt_tok), float(sharpness), budget_w,
-            np.empty((nodes.shape[1], 5)), out,
+            self.profiles, pools.rows, _CONTEXTS, pools.prefill_phi, pools.slots, pools.rates, nodes, gpus,
+            asked_tok_s, value, active, context_tok, prompt_tok, float(sharpness), budget_w,
+            np.empty((nodes.shape[1], 6)), out,
         )  # fmt: skip
-        return out
-
-    def _prompt_tok_s(self, prompt_tok: np.ndarray) -> np.ndarray:
-        out = np.empty((len(prompt_tok), self.fleet.pools))
-        prompt_rates(self.profiles, self._pools.rows, prompt_tok, out)
         return out
 
     @cached_property

@@ -92,11 +92,20 @@ def _context_at(context, log_low, per_log, points):
     return int(x), x - int(x)
 
 
+@kernel(inline=True)
+def _prompt_tok_s(profiles, pool_rows, p, prompt_tok):
+    """Prefill tokens/s of a GPU at full clock with prompts of a mean length."""
+    prof = profiles[p // STAGES, int(pool_rows[p].sku)]
+    length = max(prompt_tok, 1.0)
+    return length / (prof.tp * prompt_s(prof, length))
+
+
 @kernel
-def node_rates(pool_rows, contexts, prefill_phi, slots, rates, cap_w, context, prompt_tok_s, out, out_slots):
+def node_rates(profiles, pool_rows, contexts, prefill_phi, slots, rates, cap_w, context, prompt_tok, out, out_slots):
     """Tokens/s of a node of every pool under caps; see `PlantModel.node_tok_s`.
 
     Args:
+        profiles: `hardware.PROFILE`, shape (S, K).
         pool_rows: `POOL_ROW`, shape (P,).
         contexts: (log of the first context, rows per unit of log).
         prefill_phi: Clock fractions of a prefilling GPU at each tabled cap, shape (P, J).
@@ -104,7 +113,7 @@ def node_rates(pool_rows, contexts, prefill_phi, slots, rates, cap_w, context, p
         rates: Tokens/s per decoding node, shape (P, C, J).
         cap_w: Caps per GPU, shape (B, P).
         context: Mean context, shape (B, S).
-        prompt_tok_s: Prefill tokens/s of a GPU at full clock with the prompts of now, shape (B, P).
+        prompt_tok: Mean prompt length, shape (B, S).
         out: Shape (B, P).
         out_slots: Requests within the ITL target of a decoding node, 0 for prefill; shape (B, P).
     """
@@ -119,10 +128,12 @@ def node_rates(pool_rows, contexts, prefill_phi, slots, rates, cap_w, context, p
                 c, fc = _context_at(context[b, p // STAGES], contexts[0], contexts[1], slots.shape[1])
                 out_slots[b, p] = _between(slots, p, c, fc, j) * (1.0 - fx) + _between(slots, p, c, fc, j + 1) * fx
                 out[b, p] = _between(rates, p, c, fc, j) * (1.0 - fx) + _between(rates, p, c, fc, j + 1) * fx
+            elif row.gpus == 0.0:
+                out[b, p], out_slots[b, p] = 0.0, 0.0
             else:
                 out_slots[b, p] = 0.0
                 phi = prefill_phi[p, j] * (1.0 - fx) + prefill_phi[p, j + 1] * fx
-                out[b, p] = phi * prompt_tok_s[b, p] * row.gpus
+                out[b, p] = phi * row.gpus * _prompt_tok_s(profiles, pool_rows, p, prompt_tok[b, p // STAGES])
 
 
 @kernel(inline=True)
@@ -146,8 +157,8 @@ def _utility(
 
 @kernel
 def marginal_caps(
-    pool_rows, contexts, prefill_phi, slots, rates, nodes, gpus, asked_tok_s, value, active, context, prompt_tok_s,
-    sharpness, budget_w, work, out,
+    profiles, pool_rows, contexts, prefill_phi, slots, rates, nodes, gpus, asked_tok_s, value, active, context,
+    prompt_tok, sharpness, budget_w, work, out,
 ):  # fmt: skip
     """Caps per GPU that spend a budget where the next watt earns most; see `PlantModel.marginal_caps`.
 
@@ -155,27 +166,29 @@ def marginal_caps(
     the left), and the steepest is taken; ties go to the pool that stands first.
 
     Args:
-        work: Scratch, shape (P, 5).
+        work: Scratch, shape (P, 6).
         out: Shape (B, P), watts per GPU.
 
-    The other arguments are as in `node_rates`, and shape (B, P) or, for `active` and `context`, (B, S).
+    The other arguments are as in `node_rates`, and shape (B, P) or, for `active`, `context` and `prompt_tok`, (B, S).
     """
     pools = len(pool_rows)
     pieces = prefill_phi.shape[1] - 1
     for b in range(len(budget_w)):
         spare_w = budget_w[b]
-        c, fc = 0, 0.0
+        c, fc, prompt_tok_s = 0, 0.0, 0.0
         for p in range(pools):
             row, s = pool_rows[p], p // STAGES
             spare_w -= row.low_w * gpus[b, p]
             if p % STAGES == DECODE:
                 c, fc = _context_at(context[b, s], contexts[0], contexts[1], slots.shape[1])
+            elif row.gpus > 0.0:
+                prompt_tok_s = _prompt_tok_s(profiles, pool_rows, p, prompt_tok[b, s])
             first = _utility(
-                p, 0, c, fc, prefill_phi, slots, rates, prompt_tok_s[b, p], nodes[b, p], gpus[b, p],
+                p, 0, c, fc, prefill_phi, slots, rates, prompt_tok_s, nodes[b, p], gpus[b, p],
                 asked_tok_s[b, p], active[b, s], value[b, p], sharpness,
             )  # fmt: skip
             second = _utility(
-                p, 1, c, fc, prefill_phi, slots, rates, prompt_tok_s[b, p], nodes[b, p], gpus[b, p],
+                p, 1, c, fc, prefill_phi, slots, rates, prompt_tok_s, nodes[b, p], gpus[b, p],
                 asked_tok_s[b, p], active[b, s], value[b, p], sharpness,
             )  # fmt: skip
             width_w = max(max(gpus[b, p], 1.0) * (row.high_w - row.low_w) / pieces, 1e-9)
@@ -184,6 +197,7 @@ def marginal_caps(
             work[p, 2] = (second - first) / width_w
             work[p, 3] = width_w
             work[p, 4] = fc + c
+            work[p, 5] = prompt_tok_s
         while spare_w > 0.0:
             best = -1
             for p in range(pools):
@@ -201,7 +215,7 @@ def marginal_caps(
             if taken < pieces:
                 c = int(work[best, 4])
                 utility = _utility(
-                    best, taken + 1, c, work[best, 4] - c, prefill_phi, slots, rates, prompt_tok_s[b, best],
+                    best, taken + 1, c, work[best, 4] - c, prefill_phi, slots, rates, work[best, 5],
                     nodes[b, best], gpus[b, best], asked_tok_s[b, best], active[b, best // STAGES], value[b, best],
                     sharpness,
                 )  # fmt: skip
@@ -210,15 +224,3 @@ def marginal_caps(
         for p in range(pools):
             row = pool_rows[p]
             out[b, p] = row.low_w + work[p, 0] / pieces * (row.high_w - row.low_w)
-
-
-@kernel
-def prompt_rates(profiles, pool_rows, prompt_tok, out):
-    """Prefill tokens/s of a GPU at full clock with prompts of a mean length; 0 for decode; shape (B, P)."""
-    for b in range(len(out)):
-        for p in range(len(pool_rows)):
-            out[b, p] = 0.0
-            if p % STAGES != DECODE and pool_rows[p].gpus > 0.0:
-                prof = profiles[p // STAGES, int(pool_rows[p].sku)]
-                length = max(prompt_tok[b, p // STAGES], 1.0)
-                out[b, p] = length / (prof.tp * prompt_s(prof, length))

@@ -181,10 +181,3 @@ def hash_uniform(seed, tick, index, stream):
         z = (z ^ (z >> _S27)) * _MIX_B
         z = z ^ (z >> _S31)
     return float(z >> _S11) * (1.0 / 9007199254740992.0)
-
-
-def counter_ahead(seed: int, ticks: int) -> int:
-    """The seed with which `hash_uniform` draws at tick t what `seed` draws at tick t + `ticks`."""
-    bits = 1 << 64
-    ahead = (seed + ticks * int(_MIX_A) * pow(int(_GOLDEN), -1, bits)) % bits
-    return ahead - bits if ahead >= bits >> 1 else ahead

@@ -59,6 +59,7 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
         "move_s": (10.0, 120.0),
         "prefill_bias": (-0.4, 0.8),
         "is_moving": (0.0, 1.0),
+        "prefill_nodes": (0.45, 0.85),
     },
     "three-phase": {
         "request_frac": (0.5, 1.2),

@@ -13,7 +13,7 @@ from .rollout import Rollout
 class Clairvoyant(Rollout):
     """The best of a few perturbed greedy plans over what will really happen; constants as in `Rollout`."""
 
-    horizon_s: float = 90.0
+    horizon_s: float = 150.0
     rounds: int = 3
     margin: float = 0.0
     name: str = "clairvoyant"

@@ -18,7 +18,8 @@ from ..signals import read_signals
 
 SHIFT, STUCK_S, BUSY_S, TARGET = range(4)
 """Columns of the memory: watts moved towards prefill (log ratio), time for which the shift has stood at its end,
-time until the next move may start (the first half of it asks for the last one), share of prefill asked for."""
+time until the next move may start (the first half of it asks for the last one), share of prefill asked for (0: no move
+yet)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Reactive:
         move_s: How long a move is asked for, and then none.
         prefill_bias: Logarithm of the ratio of caps, prefill to decode, before anything moved.
         is_moving: Above 0.5, nodes move too.
+        prefill_nodes: Share of a service's nodes that prefill until the first move; negative keeps the site's split.
     """
 
     fleet: Fleet
@@ -45,6 +47,7 @@ class Reactive:
     move_s: float = 40.0
     prefill_bias: float = 0.2
     is_moving: float = 1.0
+    prefill_nodes: float = -1.0
     name: str = "reactive"
 
     def start(self, batch):
@@ -59,11 +62,12 @@ class Reactive:
         want_w = view.cap_max_w.copy()
         want_w[:, PREFILL::STAGES] *= np.exp(0.5 * shift)
         want_w[:, DECODE::STAGES] *= np.exp(-0.5 * shift)
-        nodes = None
-        if self.is_moving > 0.5:
-            is_asking = memory[..., BUSY_S] > self.move_s
-            wanted = split_bids(self.fleet, view, memory[..., TARGET])
-            nodes = np.where(np.repeat(is_asking, STAGES, axis=1), wanted, 0.0)
+        target = memory[..., TARGET]
+        is_asking = memory[..., BUSY_S] > self.move_s
+        if self.prefill_nodes >= 0:
+            is_asking |= target == 0
+            target = np.where(target == 0, self.prefill_nodes, target)
+        nodes = np.where(np.repeat(is_asking, STAGES, axis=1), split_bids(self.fleet, view, target), 0.0)
         return pool_bids(self.fleet, snapshot, watt_bids(want_w, view.demand_w), nodes), memory
 
     def _side(self, snapshot, observation):
@@ -85,7 +89,7 @@ class Reactive:
         is_stuck = np.abs(moved) > self.largest_shift
         out[..., STUCK_S] = np.where(is_stuck, memory[..., STUCK_S] + dt_s, 0.0)
         busy_s = np.maximum(memory[..., BUSY_S] - dt_s, 0.0)
-        starts = is_stuck & (out[..., STUCK_S] >= self.patience_s) & (busy_s == 0)
+        starts = is_stuck & (out[..., STUCK_S] >= self.patience_s) & (busy_s == 0) & (self.is_moving > 0.5)
         count = view.nodes + view.coming
         prefill, decode = count[:, PREFILL::STAGES], count[:, DECODE::STAGES]
         out[..., TARGET] = np.where(starts, (prefill + side) / np.maximum(prefill + decode, 1.0), memory[..., TARGET])

@@ -54,7 +54,7 @@ class Rollout:
     watts_step: float = 0.15
     nodes_step: float = 0.4
     noise: float = 0.5
-    terminal: float = 0.9
+    terminal: float = 1.0
     margin: float = 0.001
     name: str = "rollout"
 
