@@ -24,8 +24,8 @@ test: $(STAMP)
 
 docs: $(STAMP)
 	$(PY) -m flyball.experiments.reference docs
-	$(PY) -m flyball.experiments.scenario_pages docs/scenarios
 	$(PY) -m flyball.experiments.env_pages docs/envs --picture
+	$(PY) -m flyball.experiments.scenario_pages docs/scenarios
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -281,7 +281,7 @@ TRIP_COST_WS = 1e6
 
 
 BOOKS = 5
-"""Rows of the books: spoilt tokens, good tokens, squared correction, cost, training."""
+"""Rows of the books: spoilt tokens, good tokens, squared correction, cost, GPU-seconds trained."""
 
 
 def _books(plant: Plant) -> np.ndarray:

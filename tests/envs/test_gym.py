@@ -93,11 +93,11 @@ def test_padding_hides_missing_pools():
 def draws(core, b=0):
     """What an episode was dealt: load, hidden parameters, faults, event times."""
     p = core.plant
-    params = [p.params[n][b].tolist() for n in p.params.dtype.names if n != "fault_seed" and n[:6] != "event_"]
+    hidden = [n for n in p.params.dtype.names if n != "fault_seed" and not n.startswith("event_")]
     faults = (p.params["fault_seed"][b], p.node["fault_margin"][b].tobytes(), p.node["fault_rate"][b].tobytes())
     return {
         "load": (p.arrivals[b].tobytes(), p.prompt_tok[b].tobytes()),
-        "parameter": params,
+        "parameter": [p.params[n][b].tobytes() for n in hidden],
         "fault": faults,
         "event": p.limits[b].tobytes(),
     }
