@@ -61,6 +61,9 @@ PLANT_NODE = _dtype(
     ("gpus_down", "i8"),  # GPUs in reset while the node serves on with the tensor-parallel groups that are left
     ("fault_margin", "f8"),  # unit exponential left before the next fault that heat hastens
     ("fault_rate", "f8"),  # per second: lemons are worse
+    ("part_down_s", "f8"),
+    ("fault_cold_margin", "f8"),  # and before the next of those that heat does not
+    ("fault_cold_rate", "f8"),
     ("cap_w", "i4"),  # in force in the driver
     ("pending_w", "i4"),  # written, not yet in force
     ("pending_s", "f4"),  # until it is; negative: nothing pending
@@ -78,33 +81,30 @@ PLANT_NODE = _dtype(
     ("demand_w", "f4"),
     ("non_gpu_w", "f4"),
     # faults (faults.py)
-    ("part_down_s", "f8"),
-    ("fault_xid", "i8"),  # last fault's code, whether the arbiter is told of it or not
-    ("fault_cold_margin", "f8"),  # and before the next of those that heat does not
-    ("fault_cold_rate", "f8"),
-    ("fault_next", "i8"),  # class of the next hot fault
-    ("has_shadow", "i8"),  # it can be seen coming
-    ("ecc_count", "f8"),  # corrected memory errors since reset
-    ("wear_c", "f8"),  # extra degrees of a GPU that is about to fail
-    ("fabric", "i8"),  # nodes of one rack-scale NVLink domain share a number; 0: none
-    ("mute_frac", "f8"),  # telemetry lost by an event
+    ("fault_xid", "i4"),  # last fault's code, whether the arbiter is told of it or not
+    ("fault_next", "i4"),  # class of the next hot fault
+    ("has_shadow", "i4"),  # it can be seen coming
+    ("ecc_count", "f4"),  # corrected memory errors since reset
+    ("wear_c", "f4"),  # extra degrees of a GPU that is about to fail
+    ("fabric", "i4"),  # nodes of one rack-scale NVLink domain share a number; 0: none
+    ("mute_frac", "f4"),  # telemetry lost by an event
     # heat (thermal.py)
-    ("heat_c_per_w", "f8"),  # per watt of the node's GPUs
-    ("cool_frac", "f8"),  # of the way to balance in one tick
-    ("hot_spot_c", "f8"),
-    ("hbm_c", "f8"),  # memory: above thermal.HBM_HOT_C it is slower
+    ("heat_c_per_w", "f4"),  # per watt of the node's GPUs
+    ("cool_frac", "f4"),  # of the way to balance in one tick
+    ("hot_spot_c", "f4"),
+    ("hbm_c", "f4"),  # memory: above thermal.HBM_HOT_C it is slower
     # training (training_dynamics.py); jobs are on the first node of their gang
-    ("is_training", "i8"),
-    ("gang", "i8"),  # index of its first node; -1: none
-    ("gang_end", "i8"),  # one past its last
-    ("job_state", "i8"),
-    ("job_tok_s", "f8"),
-    ("job_gpus", "f8"),
-    ("job_pos_s", "f8"),  # within a step
-    ("job_since_s", "f8"),  # work since the last checkpoint
-    ("job_done_s", "f8"),  # work within checkpoints
-    ("job_left_s", "f8"),  # of a write or a restore
-    ("job_due_s", "f8"),
+    ("is_training", "i4"),
+    ("gang", "i4"),  # index of its first node; -1: none
+    ("gang_end", "i4"),  # one past its last
+    ("job_state", "i4"),
+    ("job_tok_s", "f4"),
+    ("job_gpus", "f4"),
+    ("job_pos_s", "f4"),  # within a step
+    ("job_since_s", "f4"),  # work since the last checkpoint
+    ("job_done_s", "f4"),  # work within checkpoints
+    ("job_left_s", "f4"),  # of a write or a restore
+    ("job_due_s", "f4"),
 )
 PLANT_SERVICE = _dtype(
     ("queue_req", "f8"),  # waiting for prefill

@@ -60,7 +60,7 @@ def draw(scenario: Scenario, path: Path) -> Path:
         axes[0].legend(loc="upper right", fontsize=8, frameon=False)
     axes[1].legend(loc="lower right", fontsize=8, frameon=False)
     figure.suptitle(f"{scenario.name}: one episode under `{POLICY}`, untuned", fontsize=10)
-    figure.savefig(path, dpi=80, metadata={"Software": None})
+    figure.savefig(path, dpi=72, metadata={"Software": None})
     if path.stat().st_size > MAX_BYTES:
         raise RuntimeError(f"{path}: {path.stat().st_size} bytes, more than {MAX_BYTES}; draw fewer points")
     return path
