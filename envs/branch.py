@@ -23,6 +23,10 @@ TABLES = ("params", "tick", "time_s", "ca2", "cs2", "node", "domain", "service",
 """Arrays of the plant with one row per environment, as it stands."""
 
 
+_NEVER_TICK = 2**62
+"""An event that starts then does not happen."""
+
+
 class Roll:
     """One environment, several times over, ahead of time.
 
@@ -80,6 +84,8 @@ class Roll:
         for name, value in nominal.items():
             mine.params[name] = value
         mine.params["fault_scale"] = 0.0
+        starts = mine.params["event_start"]
+        mine.params["event_start"] = np.where(starts > ahead.start, _NEVER_TICK, starts)
         domain = mine.snapshot.domain[0]
         ticks = np.arange(ahead.stop - ahead.start)
         in_s = domain["next_in_s"][None] - mine.fleet.timing.tick_s * ticks[:, None]
