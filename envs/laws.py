@@ -91,6 +91,7 @@ class Job:
         is_moe, is_fp8, is_4bit: 1.0 or 0.0.
         common_bytes, expert_bytes: Weights outside and inside routed experts.
         experts_half: Batch that touches half of the experts under uniform routing.
+        state_bytes: Sliding-window KV or recurrent state of a request.
         attention_flops: FLOPs of attention per prompt token squared.
     """
 
@@ -112,6 +113,7 @@ class Job:
     expert_bytes: Number
     experts_half: Number
     kv_bytes_token: Number
+    state_bytes: Number
     attention_flops: Number
 
 
@@ -159,6 +161,7 @@ def job(arch: Any, precision: str, gpu: Any, tp: float, gpus: float | None = Non
         layers=float(arch.layers), hidden=float(arch.hidden), active_params=arch.active_params,
         common_bytes=arch.common_params * common, expert_bytes=arch.expert_params * byte,
         experts_half=arch.experts_half, kv_bytes_token=arch.kv_elements_token * KV_BYTES,
+        state_bytes=arch.state_elements * KV_BYTES,
         # causal attention: 4 heads head_dim L^2 / 2 per layer
         attention_flops=2.0 * arch.heads * arch.head_dim * arch.attention_layers,
     )  # fmt: skip
@@ -187,6 +190,7 @@ def decode_terms(law: Law, j: Job) -> DecodeTerms:
         half=j.experts_half * law.half_factor,
         request_s=law.request_s / j.dp
         + 2.0 * j.active_params / (j.gpus * j.flops * law.flops_eff)
+        + j.state_bytes / (j.kv_shards * j.bw * law.kv_eff)
         + _join_s_token(law, j),
         context_s=j.kv_bytes_token / (j.kv_shards * j.bw * law.kv_eff),
     )

@@ -8,6 +8,7 @@ import click
 from .cli import emit, json_option, load_option, set_option
 from .console import progress_bar
 from .live_commands import register_live
+from .plant_commands import register_plant
 
 
 def register(main: click.Group) -> None:
@@ -15,6 +16,7 @@ def register(main: click.Group) -> None:
     for command in (demo, scenarios, simulate, evaluate, tune, train, export, bench):
         main.add_command(command)
     register_live(main)
+    register_plant(main)
 
 
 @click.command()

@@ -1,0 +1,54 @@
+"""Which rows count: what a row must say about itself to be predicted, and the splits for held-out errors."""
+
+import zlib
+
+import numpy as np
+import pandas as pd
+
+QUEUE_SHARE = 0.1
+"""TTFT beyond this share of a request's life (times isl / 8 osl for prompt-heavy rows, at most one half) is a queue."""
+
+PREFILL_DEPTH = 2.0
+"""Requests per prefill worker up to which a disaggregated row's TTFT is not a queue."""
+
+
+def is_queueing(rows: pd.DataFrame) -> np.ndarray:
+    """Rows whose TTFT is mostly waiting, judged from their own columns, shape (R,).
+
+    Aggregated: ttft > share x (ttft + osl step), share = 0.1 max(1, isl / (8 osl)), at most 0.5: an engine that has
+    slots admits within a few steps, so that TTFT is 1-5 % of the request's life in rows with free slots. Disaggregated:
+    more than two requests in the system per prefill worker, or workers not stated.
+    """
+    ttft, life = rows.ttft_s.to_numpy(float), (rows.ttft_s + rows.osl * rows.step_s).to_numpy(float)
+    share = np.minimum(QUEUE_SHARE * np.maximum(1.0, (rows.isl / (8.0 * rows.osl)).to_numpy(float)), 0.5)
+    agg = ttft > share * life
+    workers = rows.prefill_workers.to_numpy(float) if "prefill_workers" in rows else np.full(len(rows), np.nan)
+    disagg = ~(rows.concurrency.to_numpy(float) <= PREFILL_DEPTH * workers)
+    return np.where((rows["mode"] == "agg").to_numpy(), agg, disagg)
+
+
+def usable_step(rows: pd.DataFrame) -> np.ndarray:
+    """Rows whose step time can be predicted: layout and load are stated and the times are positive, shape (R,)."""
+    load = np.isfinite(rows.concurrency.to_numpy(float)) | np.isfinite(rows.batch.to_numpy(float))
+    return rows.is_stated.to_numpy(bool) & load & (rows.step_s.to_numpy(float) > 0) & (rows.osl.to_numpy(float) > 0)
+
+
+def usable_ttft(rows: pd.DataFrame) -> np.ndarray:
+    """Rows whose TTFT can be predicted and is not a queue, shape (R,). Prompts batched together are left out."""
+    batched = (rows.source == "splitwise_sim").to_numpy() & (rows.concurrency.to_numpy(float) > 1)
+    return usable_step(rows) & (rows.ttft_s.to_numpy(float) > 0) & ~is_queueing(rows) & ~batched
+
+
+def hash_fold(keys: pd.Series, folds: int) -> np.ndarray:
+    """Fold of each key, the same on every machine, shape (R,)."""
+    return np.array([zlib.crc32(str(k).encode()) % folds for k in keys])
+
+
+def model_fold(rows: pd.DataFrame, folds: int = 4) -> np.ndarray:
+    """Folds that keep every row of an architecture together: held-out models."""
+    return hash_fold(pd.Series([a.name for a in rows.arch]), folds)
+
+
+def row_fold(rows: pd.DataFrame, folds: int = 4) -> np.ndarray:
+    """Folds by row: held-out rows. Measurements of one configuration stay together."""
+    return hash_fold(rows.source + rows.sku + rows.step_s.astype(str), folds)
