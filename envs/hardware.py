@@ -106,7 +106,9 @@ def correction(kind: str, sku: str, model: "ModelProfile") -> float:
     """The factor on one profile's step time, prompt time or draw above idle; 1 where nobody measured the model."""
     of = corrections().get(kind, {})
     name = f"{model.architecture.name}/{model.precision}"
-    return of.get("any", {}).get(name, 1.0) * of.get(sku, {}).get(name, 1.0)
+    here, width = of.get(sku, {}), f"@x{model.gpus}"
+    # keys with an engine do not apply: the simulator's engine is the median one
+    return of.get("any", {}).get(name, 1.0) * here.get(name, 1.0) * here.get(width, 1.0) * here.get(name + width, 1.0)
 
 
 @cache

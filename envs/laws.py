@@ -44,6 +44,7 @@ class Law:
         half_factor: Measured over uniform routing's half batch.
         interference: Share of prefill's time that an aggregated step waits for.
         mfu_bf16, mfu_fp8, mfu_fp4: Share of peak compute in prefill.
+        moe_prefill: Factor on a sparse model's prefill: routing, uneven experts.
         attention_eff: The same of prefill's attention, in bf16.
         prompt_s: Tokenising, scheduling and first sampling of a prompt.
         dense_fp8, dense_fp4, moe_fp8, moe_fp4: Factors on reading quantised weights (scales, unpacking).
@@ -64,6 +65,7 @@ class Law:
     mfu_bf16: Number
     mfu_fp8: Number
     mfu_fp4: Number
+    moe_prefill: Number
     attention_eff: Number
     prompt_s: Number
     dense_fp8: Number
@@ -201,7 +203,7 @@ def prompt_terms(law: Law, j: Job) -> PromptTerms:
     mfu = np.where(j.is_fp8 > 0, law.mfu_fp8, np.where(j.is_4bit > 0, law.mfu_fp4, law.mfu_bf16))
     return PromptTerms(
         fixed_s=law.prompt_s + j.layers * law.layer_s,
-        token_s=2.0 * j.active_params / (j.gpus * j.flops * mfu) + _join_s_token(law, j),
+        token_s=2.0 * j.active_params * law.moe_prefill**j.is_moe / (j.gpus * j.flops * mfu) + _join_s_token(law, j),
         token2_s=j.attention_flops / (j.gpus * j.flops_bf16 * law.attention_eff),
     )
 

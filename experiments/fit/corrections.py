@@ -11,12 +11,15 @@ import numpy as np
 SHRINK = 5.0
 """Rows that weigh as much as the law itself."""
 
+SHRINK_MODELS = 2.0
+"""Models that weigh as much as the law where a variant's factor applies to every model."""
+
 LIMIT = 0.5
 """Largest correction in logarithms: more says that rows and law do not describe one thing."""
 
 Factors = Mapping[str, Mapping[str, float]]
 """Product -> "model/precision" -> factor. Product "any" holds what all of a model's products share; keys with an
-engine ("@vllm", "llama-70b/fp8@vllm") apply to that engine's rows on top."""
+variant ("@vllm:dense", "llama-70b/fp8@vllm:dense", "@x8") apply to that variant's rows on top."""
 
 
 def group_names(model: np.ndarray, precision: np.ndarray) -> np.ndarray:
@@ -29,8 +32,9 @@ def fit_factors(
 ) -> dict[str, dict[str, float]]:
     """Factors from `log_ratio` = ln(measured / predicted) of rows, shape (R,).
 
-    First by model, then by model on a product, then by engine on a product, then by model and engine on a product;
-    each level is fitted to what the levels above leave.
+    First by model, then by model on a product, then by variant (`backend`: the engine and kind of model for times,
+    the replica's width for power) on a product, then by model and variant on a product; each level is fitted to what
+    the levels above leave.
     """
     out: dict[str, dict[str, float]] = {"any": {}, **{str(s): {} for s in sorted(set(sku))}}
     left = log_ratio.astype(float).copy()
@@ -38,6 +42,9 @@ def fit_factors(
         for where, name in sorted(set(zip(place.tolist(), key.tolist(), strict=True))):
             rows = (place == where) & (key == name)
             value = _shrunk(left[rows])
+            if name.startswith("@"):  # what few models share says little about others
+                models = len(set(group[rows]))
+                value *= models / (models + SHRINK_MODELS)
             out[where][name] = value
             left[rows] -= value
     return {s: {g: float(np.exp(v)) for g, v in of.items()} for s, of in out.items()}

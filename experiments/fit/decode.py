@@ -40,6 +40,7 @@ SHARED = {
     "mfu_bf16": (0.65, 0.15),
     "mfu_fp8": (0.5, 0.2),
     "mfu_fp4": (0.45, 0.25),
+    "moe_prefill": (1.3, 0.4),
     "attention_eff": (0.4, 0.3),
     "prompt_s": (2e-2, 0.7),
     "dense_fp8": (1.1, 0.2),
@@ -58,8 +59,8 @@ PER_BACKEND = {
 }  # fmt: skip
 SERVING = {"burst": (0.05, 0.7), "wait_steps": (2.0, 0.7), "queue_s": (1e-3, 1.0), "wait_mix": (1.0, 0.5)}
 """Of TTFT in a closed loop, per engine: others' prompts ahead, per request of the concurrency; steps until the next
-admission; host work ahead, per request of the concurrency; and how the wait in steps grows with isl / osl, whose power is the
-logarithm of `wait_mix`: the more often requests come and go, the more of them meet."""
+admission; host work ahead, per request of the concurrency; and how the wait in steps grows with isl / osl, as its
+ln(wait_mix)-th power: the more often requests come and go, the more of them meet."""
 
 SERVING_SPREAD = 0.5
 """Spread of the prior of an engine's factor on `SERVING`."""
@@ -67,7 +68,7 @@ SERVING_SPREAD = 0.5
 ENGINES_OF_TODAY = ("sglang", "trtllm", "vllm")
 """The median engine is the geometric mean of these; research engines and older builds have factors of their own."""
 
-SCALE_STEP, SCALE_TTFT = 0.10, 0.25
+SCALE_STEP, SCALE_TTFT = 0.10, 0.20
 """Spread of a good row in logarithms; beyond it a row counts linearly."""
 
 

@@ -15,11 +15,11 @@ from .kernels import KernelDraw, kernel_draws
 from .power import PowerFit, PowerPoints, apply, fit_power, power_points, predict_w
 from .profiles import backends_toml, corrections_toml, skus_toml
 from .rows import mlenergy, silicon, splitwise
-from .select import usable_step, usable_ttft
+from .select import is_stalled, usable_step, usable_ttft
 
-ACTIVE_IDLE_W = {"H100-SXM": 120.0, "B200-SXM": 200.0}
-"""Idle with a model and nothing running: MODEL.md section 4 for H100; B200 between its kernel tables' floors of 209
-and 250 W and ML.ENERGY's least loaded rows, 273 W with a host that starves the GPU."""
+ACTIVE_IDLE_W = {"H100-SXM": 120.0, "B200-SXM": 160.0}
+"""Idle with a model and nothing running: MODEL.md section 4 for H100; B200 with no weights held, so that with
+`aw_w` of them a nearly idle server comes to ML.ENERGY's least loaded rows, 273 W."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,37 @@ def groups(rows: pd.DataFrame) -> np.ndarray:
     return group_names(np.array([a.name for a in rows.arch]), rows.precision.to_numpy(str))
 
 
+def variants(rows: pd.DataFrame) -> np.ndarray:
+    """Engine and kind of model of rows: what an engine adds on a product differs between dense and sparse."""
+    kind = np.array(["moe" if a.is_moe else "dense" for a in rows.arch])
+    return np.char.add(np.char.add(rows.backend.to_numpy(str), ":"), kind)
+
+
+def mixes(rows: pd.DataFrame) -> np.ndarray:
+    """`variants` and whether prompts or outputs dominate: engines interleave the two in ways of their own."""
+    ratio = (rows.isl / rows.osl).to_numpy(float)
+    mix = np.where(ratio > 2.0, ":prompts", np.where(ratio < 0.5, ":outputs", ":even"))
+    return np.char.add(variants(rows), mix)
+
+
+def widths(rows: pd.DataFrame) -> np.ndarray:
+    """GPUs of a replica, as the variant of the power corrections."""
+    return np.array([f"x{int(n)}" for n in rows.gpus])
+
+
 def fit_latency(rows: pd.DataFrame, corrected: bool = True) -> LatencyModel:
-    """Law and corrections from rows that `usable_step` has let through."""
+    """Law and corrections from rows that `usable_step` has let through; stalled ones are left out."""
+    rows = rows[~is_stalled(rows)].reset_index(drop=True)
     p, ttft = points(rows), usable_ttft(rows)
     law = fit_serving(p, ttft)
     if not corrected:
         return LatencyModel(law, {}, {})
     step_s, _, first_s = predict(law.law(p.sku, p.backend), law.waits(p.backend), p)
     g = groups(rows)
-    decode = fit_factors(p.sku, g, np.log(p.step_s / step_s), p.backend)
+    decode = fit_factors(p.sku, g, np.log(p.step_s / step_s), variants(rows))
     if not ttft.any():
         return LatencyModel(law, decode, {})
-    prefill = fit_factors(p.sku[ttft], g[ttft], np.log(p.ttft_s[ttft] / first_s[ttft]), p.backend[ttft])
+    prefill = fit_factors(p.sku[ttft], g[ttft], np.log(p.ttft_s[ttft] / first_s[ttft]), mixes(rows)[ttft])
     return LatencyModel(law, decode, prefill)
 
 
@@ -92,8 +111,8 @@ def predict_latency(model: LatencyModel, rows: pd.DataFrame) -> tuple[np.ndarray
     p, g = points(rows), groups(rows)
     law = model.serving
     step_s, batch, first_s = predict(law.law(p.sku, p.backend), law.waits(p.backend), p)
-    step_s = step_s * factor(model.decode, p.sku, g, p.backend)
-    return step_s, first_s * factor(model.prefill, p.sku, g, p.backend), batch
+    step_s = step_s * factor(model.decode, p.sku, g, variants(rows))
+    return step_s, first_s * factor(model.prefill, p.sku, g, mixes(rows)), batch
 
 
 def fit_watts(rows: pd.DataFrame, corrected: bool = True) -> PowerModel:
@@ -105,7 +124,7 @@ def fit_watts(rows: pd.DataFrame, corrected: bool = True) -> PowerModel:
         p = power_points(rows[at], gpu)
         fits[sku] = fit_power(p, gpu.tdp_w, ACTIVE_IDLE_W.get(sku, gpu.pli_w))
         ratios[at] = _above_idle(p, fits[sku])
-    factors = fit_factors(rows.sku.to_numpy(str), groups(rows), ratios) if corrected else {}
+    factors = fit_factors(rows.sku.to_numpy(str), groups(rows), ratios, widths(rows)) if corrected else {}
     return PowerModel(fits, factors)
 
 
@@ -119,7 +138,7 @@ def _above_idle(p: PowerPoints, fit: PowerFit) -> np.ndarray:
 def predict_watts(model: PowerModel, rows: pd.DataFrame) -> np.ndarray:
     """Watts per GPU of rows at their measured rates, shape (R,); NaN for products without a fit."""
     out = np.full(len(rows), np.nan)
-    scale = factor(model.factors, rows.sku.to_numpy(str), groups(rows))
+    scale = factor(model.factors, rows.sku.to_numpy(str), groups(rows), widths(rows))
     for sku in sorted(set(rows.sku)):
         if sku not in model.fits:
             continue

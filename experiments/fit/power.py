@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
-from ...envs.hardware import GpuPhysics, gpu_physics
+from ...envs.hardware import GpuPhysics
 from ...envs.laws import Job, job, stack
 from ...envs.power_law import CLASSES, PowerLaw, use_terms
 
-LIMIT_ROUNDING = 0.015
-"""Width of the corner at the limit, as a share of it: firmware averages excursions away."""
+LIMIT_ROUNDING, LIMIT_REACHED = 0.015, 0.98
+"""Width of the corner at the limit, and what of the limit is drawn on average: firmware averages excursions away."""
 
 SCALE = 0.05
 """Spread of a good row in logarithms."""
@@ -68,8 +68,8 @@ def predict_w(fit: PowerFit, p: PowerPoints, scale: np.ndarray | float = 1.0) ->
     """Watts per GPU of rows, shape (R,); `scale` multiplies the draw of memory and compute."""
     u_m, u_c = use_terms(fit.law, p.job).use(p.batch, p.job.experts_half, p.isl + 0.5 * p.osl, p.step_s, p.isl / p.osl)
     free_w = fit.pli_w + fit.aw_w * p.hbm_frac + scale * (fit.am_w * u_m + fit.ac_w * np.sqrt(u_c))
-    width = LIMIT_ROUNDING * fit.limit_w
-    return -width * np.logaddexp(-free_w / width, -fit.limit_w / width)
+    width, reached_w = LIMIT_ROUNDING * fit.limit_w, LIMIT_REACHED * fit.limit_w
+    return -width * np.logaddexp(-free_w / width, -reached_w / width)
 
 
 def _unpack(x: np.ndarray, limit_w: float) -> PowerFit:

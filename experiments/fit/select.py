@@ -27,6 +27,28 @@ def is_queueing(rows: pd.DataFrame) -> np.ndarray:
     return np.where((rows["mode"] == "agg").to_numpy(), agg, disagg)
 
 
+STALL = 1.5
+"""A step this many times longer than that of a larger batch of the same model on the same GPUs waited for its host."""
+
+
+def is_stalled(rows: pd.DataFrame) -> np.ndarray:
+    """Rows in which something else than the GPU set the pace, judged from their own source's columns, shape (R,).
+
+    ML.ENERGY's B200 rows hold runs in which Qwen3-14B decodes 8 requests at 34 ms and 320 W in one task, and 64
+    requests at 15 ms and 697 W in another. No law of model, batch and GPU gives both.
+    """
+    out = np.zeros(len(rows), bool)
+    step, batch = rows.step_s.to_numpy(float), rows.batch.to_numpy(float)
+    own = (rows.source == "mlenergy_v3").to_numpy()
+    key = rows.model.astype(str) + rows.sku.astype(str) + rows.gpus.astype(str)
+    for name in set(key[own]):
+        at = np.flatnonzero(own & (key == name).to_numpy())
+        for i in at:
+            best = step[at[batch[at] >= batch[i]]].min()
+            out[i] = step[i] > STALL * best
+    return out
+
+
 def usable_step(rows: pd.DataFrame) -> np.ndarray:
     """Rows whose step time can be predicted: layout and load are stated and the times are positive, shape (R,)."""
     load = np.isfinite(rows.concurrency.to_numpy(float)) | np.isfinite(rows.batch.to_numpy(float))

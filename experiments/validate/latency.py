@@ -8,7 +8,7 @@ import pandas as pd
 from ...envs.hardware import corrections
 from ..fit.pipeline import LatencyModel, fit_latency, predict_latency, serving_rows
 from ..fit.profiles import shipped_serving
-from ..fit.select import is_queueing, model_fold, row_fold, usable_step, usable_ttft
+from ..fit.select import is_queueing, is_stalled, model_fold, row_fold, usable_step, usable_ttft
 from .findings import Finding, Series, finding, skipped
 
 ITL_TARGETS = {"dense": 0.12, "moe": 0.15}
@@ -67,11 +67,18 @@ def _held_out(rows: pd.DataFrame, fold: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _itl(split: str, rows: pd.DataFrame, step_s: np.ndarray, judged: bool) -> list[Finding]:
-    kind, out = _kinds(rows), []
+    kind, stalled, out = _kinds(rows), is_stalled(rows), []
+    measured = rows.step_s.to_numpy()
     for source, sku, k in sorted(set(zip(rows.source, rows.sku, kind, strict=True))):
         at = ((rows.source == source) & (rows.sku == sku)).to_numpy() & (kind == k)
         target = ITL_TARGETS[k] if judged else None
-        out.append(finding(f"itl.{k}.{split}", sku, source, step_s[at], rows.step_s.to_numpy()[at], target))
+        if not (at & stalled).any():
+            out.append(finding(f"itl.{k}.{split}", sku, source, step_s[at], measured[at], target))
+            continue
+        free = at & ~stalled
+        note = f"{int((at & stalled).sum())} of {int(at.sum())} rows dropped: a larger batch ran 1.5 x faster"
+        out.append(finding(f"itl.{k}.{split}", sku, source, step_s[free], measured[free], target, note))
+        out.append(finding(f"itl.{k}.{split}.with-stalled", sku, source, step_s[at], measured[at], None))
     return out
 
 

@@ -10,7 +10,7 @@ from ...fleet.errors import BadInput
 from . import CHECKS, SERIES, Finding, Series
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend first: no display is needed)
+from matplotlib import pyplot as plt
 
 COLOURS = {"dense": "#1f77b4", "moe": "#d62728", "sparse": "#d62728"}
 

@@ -80,7 +80,7 @@ def test_draw_rises_with_the_clock_and_stays_within_the_product(model, sku):
         assert 0.0 <= u_m < 1.0
         draws.append(busy_power_w.py_func(phi, compute_share.py_func(8.0), u_m, u_c, row, 1.0, *NOMINAL))
     assert np.all(np.diff(draws) > 0)
-    assert gpu.pli_w < draws[-1] < 1.05 * gpu.tdp_w
+    assert gpu.pli_w < draws[-1] < 1.15 * gpu.tdp_w  # beyond the limit the cap holds it
     prefill_w = busy_power_w.py_func(1.0, 1.0, row.um_prefill, row.mfu_prefill, row, 1.0, *NOMINAL)
     assert prefill_w == pytest.approx(gpu.prefill_w, rel=1e-6)
 
