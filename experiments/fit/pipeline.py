@@ -15,7 +15,7 @@ from .kernels import KernelDraw, kernel_draws
 from .power import PowerFit, PowerPoints, apply, fit_power, power_points, predict_w
 from .profiles import backends_toml, corrections_toml, skus_toml
 from .rows import mlenergy, silicon, splitwise
-from .select import is_stalled, usable_step, usable_ttft
+from .select import is_multimodal, is_stalled, usable_step, usable_ttft
 
 ACTIVE_IDLE_W = {"H100-SXM": 120.0, "B200-SXM": 160.0}
 """Idle with a model and nothing running: MODEL.md section 4 for H100; B200 with no weights held, so that with
@@ -91,8 +91,8 @@ def widths(rows: pd.DataFrame) -> np.ndarray:
 
 
 def fit_latency(rows: pd.DataFrame, corrected: bool = True) -> LatencyModel:
-    """Law and corrections from rows that `usable_step` has let through; stalled ones are left out."""
-    rows = rows[~is_stalled(rows)].reset_index(drop=True)
+    """Law and corrections from rows that `usable_step` has let through, but for stalled and multimodal ones."""
+    rows = rows[~is_stalled(rows) & ~is_multimodal(rows)].reset_index(drop=True)
     p, ttft = points(rows), usable_ttft(rows)
     law = fit_serving(p, ttft)
     if not corrected:
@@ -164,19 +164,32 @@ def fit_profiles(data_dir: Path) -> FittedProfiles:
     latency = fit_latency(rows)
     power = fit_watts(watts) if watts is not None else PowerModel({}, {})
     gpus, notes = _gpus(power, kernel_draws(data_dir))
+    if watts is not None:
+        error = np.abs(predict_watts(power, watts) / watts.gpu_w.to_numpy() - 1)
+        for sku in power.fits:
+            at = (watts.sku == sku).to_numpy()
+            notes[sku]["power"] = f"ML.ENERGY v3, MAPE {100 * error[at].mean():.1f} % of {at.sum()} rows, in-sample"
     step_s, _, _ = predict_latency(latency, rows)
     for sku in gpus:
         at = (rows.sku == sku).to_numpy()
-        errors = (
-            f"step MAPE {100 * np.mean(np.abs(step_s[at] / rows.step_s[at] - 1)):.1f} % of {at.sum()} rows, in-sample"
-        )
-        notes[sku]["law"] = errors if at.any() else "no rows: the shared law"
+        if not at.any():
+            notes[sku]["law"] = "no rows: as before"
+            continue
+        error = np.abs(step_s[at] / rows.step_s.to_numpy()[at] - 1)
+        notes[sku]["law"] = f"step time, median error {100 * np.median(error):.1f} % of {at.sum()} rows, in-sample"
     corrections = {"decode": latency.decode, "prefill": latency.prefill, "power": power.factors}
     return FittedProfiles(gpus, latency.serving, corrections, {s: _note(n) for s, n in notes.items()})
 
 
 def _note(parts: Mapping[str, str]) -> dict[str, object]:
-    return {"sources": "; ".join(f"{k}: {v}" for k, v in parts.items())}
+    assumed = "p0_w (range 0.8-1.2)"
+    if "(A" in parts.get("power", ""):
+        assumed += ", aw_w, am_w, ac_w and the activity weights (range 0.9-1.1)"
+    if "kernel" not in parts.get("idle and prefill", ""):
+        assumed += ", prefill_w as the limit less 1.5 % (range 0.95-1.0 of the limit)"
+    if "no rows" in parts["law"]:
+        assumed += ", the serving law (range 0.8-1.25)"
+    return {"sources": "; ".join(f"{k}: {v}" for k, v in parts.items()), "assumed": assumed}
 
 
 RELATIVES = {
@@ -190,7 +203,6 @@ def _gpus(power: PowerModel, draws: list[KernelDraw]) -> tuple[dict[str, GpuPhys
     gpus, notes = dict(gpu_physics()), {s: {} for s in gpu_physics()}
     for sku, fit in power.fits.items():
         gpus[sku] = apply(gpus[sku], fit)
-        notes[sku]["power"] = "ML.ENERGY v3 rows"
     for sku, relative in RELATIVES.items():
         if relative in power.fits and sku not in power.fits:
             # within a generation, memory-bound kernels grow as the root of the limits (GB200 over B200: 1.09 for 1.2)

@@ -16,7 +16,7 @@ HEADER = """\
 # Facts: p0_w parked; tdp_w, flops* (dense, per second), bw, hbm, link (KV transfer), nvlink (collectives, one way) from
 # the product's data sheet as aiconfigurator's <system>.yaml repeats it. Fitted: pli_w idle with a model loaded, aw_w,
 # am_w, ac_w and [*.power] the power equation, prefill_w what prefill draws, [*.law] the serving law under the median
-# engine. `sources` and `errors` say from which rows and how well; `assumed` names what nobody has measured.
+# engine. `sources` says from which rows and how well; `assumed` names what nobody has measured, with its range.
 """
 
 
@@ -37,13 +37,13 @@ def skus_toml(
     serving: ServingLaw,
     notes: Mapping[str, Mapping[str, object]],
 ) -> str:
-    """`skus.toml` for GPU products; `notes[name]` holds `sources`, `errors`, `assumed`."""
+    """`skus.toml` for GPU products; `notes[name]` holds `sources` and `assumed`."""
     lines = [HEADER]
     for name, gpu in gpus.items():
         lines.append(f"[{name}]")
         lines += [f"{k} = {_value(v)}" for k, v in notes.get(name, {}).items()]
         lines += [f"{f.name} = {_value(getattr(gpu, f.name))}" for f in fields(gpu) if f.name not in ("law", "power")]
-        law = serving.skus.get(name, serving.shared)
+        law = serving.skus.get(name) or {n: getattr(gpu.law, n) for n in LAW_NAMES}
         lines += ["", f"[{name}.law]", *(f"{n} = {_value(law[n])}" for n in LAW_NAMES)]
         lines += ["", f"[{name}.power]"]
         lines += [f"{f.name} = {_value(getattr(gpu.power, f.name))}" for f in fields(PowerLaw)]

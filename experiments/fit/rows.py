@@ -148,7 +148,7 @@ def silicon(folder: Path) -> pd.DataFrame | None:
     said = d.silicon_data_source.str.extract(r"concurrency=(\d+)")[0].astype(float)
     # aggregated `batch_size` is requests per attention rank where attention is data-parallel
     concurrency = said.fillna(d.batch_size * dp).fillna(d.decode_batch_size * d.decode_num_workers.fillna(1.0) * dp)
-    is_stated = (is_agg | d.decode_num_workers.notna()) & (~is_agg | np.log2(gpus).mod(1.0).eq(0) & (gpus <= 32))
+    is_stated = (is_agg | d.decode_num_workers.notna()) & (~is_agg | np.log2(gpus).mod(1.0).eq(0) & (gpus <= 16))
     # engines run MLA's attention data-parallel under load: every row that states its layout does
     spread = ~is_agg & d.decode_num_workers.isna() & is_mla & (said >= SPREAD_BATCH * gpus)
     tp, dp = tp.where(~spread, 1.0), dp.where(~spread, gpus)

@@ -49,10 +49,27 @@ def is_stalled(rows: pd.DataFrame) -> np.ndarray:
     return out
 
 
+def is_multimodal(rows: pd.DataFrame) -> np.ndarray:
+    """Rows that serve images or video, whose encoder and host-side decoding the plant does not model, shape (R,)."""
+    return rows.task.isin(["image-chat", "video-chat"]).to_numpy() if "task" in rows else np.zeros(len(rows), bool)
+
+
 def usable_step(rows: pd.DataFrame) -> np.ndarray:
-    """Rows whose step time can be predicted: layout and load are stated and the times are positive, shape (R,)."""
+    """Rows whose step time can be predicted, shape (R,).
+
+    Layout and load are stated, times are positive, and either the batch was measured or requests spend less than half
+    of their life waiting for the first token: beyond that nobody knows how many decode.
+    """
+    waiting = rows.ttft_s.to_numpy(float) > 0.5 * (rows.ttft_s + rows.osl * rows.step_s).to_numpy(float)
+    known = np.isfinite(rows.batch.to_numpy(float)) | ~waiting
     load = np.isfinite(rows.concurrency.to_numpy(float)) | np.isfinite(rows.batch.to_numpy(float))
-    return rows.is_stated.to_numpy(bool) & load & (rows.step_s.to_numpy(float) > 0) & (rows.osl.to_numpy(float) > 0)
+    return (
+        rows.is_stated.to_numpy(bool)
+        & load
+        & known
+        & (rows.step_s.to_numpy(float) > 0)
+        & (rows.osl.to_numpy(float) > 0)
+    )
 
 
 def usable_ttft(rows: pd.DataFrame) -> np.ndarray:

@@ -8,7 +8,7 @@ import pandas as pd
 from ...envs.hardware import corrections
 from ..fit.pipeline import LatencyModel, fit_latency, predict_latency, serving_rows
 from ..fit.profiles import shipped_serving
-from ..fit.select import is_queueing, is_stalled, model_fold, row_fold, usable_step, usable_ttft
+from ..fit.select import is_multimodal, is_queueing, is_stalled, model_fold, row_fold, usable_step, usable_ttft
 from .findings import Finding, Series, finding, skipped
 
 ITL_TARGETS = {"dense": 0.12, "moe": 0.15}
@@ -38,7 +38,9 @@ def check_latency(data: Path) -> list[Finding]:
     out = _itl("shipped", rows, step_s, True) + _ttft("shipped", rows, first_s, True)
     for source in sorted(set(every.source[~use])):
         left = int((~use & (every.source == source).to_numpy()).sum())
-        note = f"{left} rows left out: no number of workers, no concurrency, or a layout of no whole server"
+        note = (
+            f"{left} rows left out: no number of workers or concurrency, no whole server, or more waiting than decoding"
+        )
         out.append(Finding("itl.left-out", "all", source, 0, np.nan, np.nan, np.nan, None, None, note))
     return out
 
@@ -67,18 +69,20 @@ def _held_out(rows: pd.DataFrame, fold: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _itl(split: str, rows: pd.DataFrame, step_s: np.ndarray, judged: bool) -> list[Finding]:
-    kind, stalled, out = _kinds(rows), is_stalled(rows), []
+    kind, stalled, images, out = _kinds(rows), is_stalled(rows), is_multimodal(rows), []
     measured = rows.step_s.to_numpy()
     for source, sku, k in sorted(set(zip(rows.source, rows.sku, kind, strict=True))):
         at = ((rows.source == source) & (rows.sku == sku)).to_numpy() & (kind == k)
         target = ITL_TARGETS[k] if judged else None
-        if not (at & stalled).any():
-            out.append(finding(f"itl.{k}.{split}", sku, source, step_s[at], measured[at], target))
-            continue
-        free = at & ~stalled
-        note = f"{int((at & stalled).sum())} of {int(at.sum())} rows dropped: a larger batch ran 1.5 x faster"
+        free = at & ~stalled & ~images
+        note = ""
+        if (at & ~free).any():
+            note = (
+                f"of {int(at.sum())} rows, {int((at & images).sum())} serve images or video and "
+                f"{int((at & stalled & ~images).sum())} ran 1.5 x slower than a larger batch"
+            )
+            out.append(finding(f"itl.{k}.{split}.every-row", sku, source, step_s[at], measured[at], None))
         out.append(finding(f"itl.{k}.{split}", sku, source, step_s[free], measured[free], target, note))
-        out.append(finding(f"itl.{k}.{split}.with-stalled", sku, source, step_s[at], measured[at], None))
     return out
 
 

@@ -73,7 +73,7 @@ def write_report(data: Path, findings: Sequence[Finding], out: Path) -> list[Pat
     out.mkdir(parents=True, exist_ok=True)
     plots = []
     for name, make in SERIES.items():
-        for i, s in enumerate(make(data)):
+        for i, s in enumerate(s for s in make(data) if len(s.sku)):
             plots.append(_plot(s, out / f"{name}-{i}.png"))
     page = out / "validation.md"
     page.write_text(markdown(findings, plots))
