@@ -50,7 +50,7 @@ SHARED = {
 }
 PER_SKU = {
     "step_s": 0.3, "layer_s": 0.3, "moe_layer_s": 0.3, "comm_layer_s": 0.2, "weights_eff": 0.04, "experts_eff": 0.3,
-    "kv_eff": 0.1, "flops_eff": 0.1, "request_s": 0.3, "mfu_bf16": 0.15, "mfu_fp8": 0.2, "mfu_fp4": 0.2,
+    "kv_eff": 0.1, "flops_eff": 0.1, "request_s": 0.3, "mfu_bf16": 0.03, "mfu_fp8": 0.1, "mfu_fp4": 0.1,
     "prompt_s": 0.2,
 }  # fmt: skip
 PER_BACKEND = {
