@@ -27,6 +27,7 @@ class Architecture:
         attention_layers: Blocks with full attention; the others slide or are linear.
         kv_heads: Shards into which tensor parallelism can split the KV cache (1 for MLA).
         kv_elements_token: Elements of KV cache per token over all layers.
+        state_elements: Elements read per request and step whatever its context.
         is_published: Whether the row comes from a published configuration.
     """
 
@@ -43,6 +44,7 @@ class Architecture:
     attention_layers: int
     kv_heads: int
     kv_elements_token: float
+    state_elements: float = 0.0
     is_published: bool = True
 
     @property
@@ -76,7 +78,7 @@ def _tables() -> tuple[dict[str, Architecture], list[tuple[str, str]]]:
         rows[name] = Architecture(
             name, r["total_b"] * 1e9, r["active_b"] * 1e9, r.get("expert_b", 0.0) * 1e9, r.get("experts", 1),
             r.get("top_k", 1), r["layers"], r["hidden"], r["heads"], r["head_dim"],
-            r.get("attention_layers", r["layers"]), r["kv_heads"], float(r["kv"]),
+            r.get("attention_layers", r["layers"]), r["kv_heads"], float(r["kv"]), r.get("state", 0.0),
         )  # fmt: skip
         patterns += [(p, name) for p in r["match"]] + [(name, name)]
     return rows, sorted(patterns, key=lambda p: -len(p[0]))

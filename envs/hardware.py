@@ -1,7 +1,7 @@
 """Physical parameters of GPU products and served models, from the tables in `envs/profiles`."""
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -59,15 +59,12 @@ class ModelProfile:
         architecture: Its shape.
         precision: Of the weights: bf16, fp8, fp4, int4.
         tp, dp: Attention's tensor and data parallelism; tp x dp GPUs make a replica and hold the experts.
-        decode_scale, prefill_scale: Measured over predicted time, where this profile was measured.
     """
 
     architecture: Architecture
     precision: str
     tp: int
     dp: int = 1
-    decode_scale: float = 1.0
-    prefill_scale: float = 1.0
 
     @property
     def gpus(self) -> int:
@@ -91,9 +88,27 @@ def gpu_physics() -> dict[str, GpuPhysics]:
 
 
 @cache
-def backend_factors() -> dict[str, dict[str, float]]:
-    """Factors of each measured serving engine on the coefficients of `Law`; 1 is the median engine."""
+def backend_factors() -> dict[str, dict]:
+    """Factors of each measured serving engine on the coefficients of `Law`; 1 is the median engine.
+
+    `serving` of each holds the waits of an aggregated engine's first token (experiments/fit/decode.py).
+    """
     return tomllib.loads((PROFILES / "backends.toml").read_text())
+
+
+@cache
+def corrections() -> dict[str, dict[str, dict[str, float]]]:
+    """Measured over predicted: "decode", "prefill", "power" -> product or "any" -> "model/precision" -> factor."""
+    return tomllib.loads((PROFILES / "corrections.toml").read_text())
+
+
+def correction(kind: str, sku: str, model: "ModelProfile") -> float:
+    """The factor on one profile's step time, prompt time or draw above idle; 1 where nobody measured the model."""
+    of = corrections().get(kind, {})
+    name = f"{model.architecture.name}/{model.precision}"
+    here, width = of.get(sku, {}), f"@x{model.gpus}"
+    # keys with an engine do not apply: the simulator's engine is the median one
+    return of.get("any", {}).get(name, 1.0) * here.get(name, 1.0) * here.get(width, 1.0) * here.get(name + width, 1.0)
 
 
 @cache
@@ -134,6 +149,7 @@ PROFILE = np.dtype(
             # activity of a decode step: power_law.UseTerms
             "um_fixed_s",
             "um_experts_s",
+            "um_request_s",
             "um_context_s",
             "uc_request_s",
         )
@@ -149,14 +165,18 @@ def prefill_compute_use(gpu: GpuPhysics, hbm_frac: float) -> float:
     return (rest_w / gpu.ac_w) ** 2
 
 
-def profile_row(model: ModelProfile, gpu: GpuPhysics) -> dict[str, float]:
+def profile_row(model: ModelProfile, sku: str) -> dict[str, float]:
     """The fields of `PROFILE` for one model on one GPU product."""
+    gpu = gpu_physics()[sku]
+    decode_scale, prefill_scale = correction("decode", sku, model), correction("prefill", sku, model)
+    draw_scale = correction("power", sku, model)
+    gpu = replace(gpu, am_w=gpu.am_w * draw_scale, ac_w=gpu.ac_w * draw_scale)
     j = model.job(gpu)
     decode, prompt, use = decode_terms(gpu.law, j), prompt_terms(gpu.law, j), use_terms(gpu.power, j)
     weight_bytes = j.common_bytes * model.dp + j.expert_bytes  # attention ranks hold a copy each
     hbm_frac = weight_bytes / (model.gpus * gpu.hbm)
     row = {f.name: getattr(gpu, f.name) for f in fields(gpu) if f.name in PROFILE.names}
-    token_s = float(prompt.token_s) * model.prefill_scale
+    token_s = float(prompt.token_s) * prefill_scale
     return row | {
         "flops": j.flops,
         "active_params": j.active_params,
@@ -168,16 +188,17 @@ def profile_row(model: ModelProfile, gpu: GpuPhysics) -> dict[str, float]:
         "mfu_prefill": prefill_compute_use(gpu, hbm_frac),
         "hbm_frac": hbm_frac,
         "prefill_tok_s": 1.0 / (token_s * model.gpus),
-        "step_fixed_s": float(decode.fixed_s) * model.decode_scale,
-        "step_experts_s": float(decode.experts_s) * model.decode_scale,
+        "step_fixed_s": float(decode.fixed_s) * decode_scale,
+        "step_experts_s": float(decode.experts_s) * decode_scale,
         "experts_half": float(decode.half),
-        "step_request_s": float(decode.request_s) * model.decode_scale,
-        "step_context_s": float(decode.context_s) * model.decode_scale,
-        "prompt_fixed_s": float(prompt.fixed_s) * model.prefill_scale,
+        "step_request_s": float(decode.request_s) * decode_scale,
+        "step_context_s": float(decode.context_s) * decode_scale,
+        "prompt_fixed_s": float(prompt.fixed_s) * prefill_scale,
         "prompt_token_s": token_s,
-        "prompt_token2_s": float(prompt.token2_s) * model.prefill_scale,
+        "prompt_token2_s": float(prompt.token2_s) * prefill_scale,
         "um_fixed_s": float(use.fixed_s),
         "um_experts_s": float(use.experts_s),
+        "um_request_s": float(use.state_s),
         "um_context_s": float(use.context_s),
         "uc_request_s": float(use.request_s),
     }
@@ -197,7 +218,7 @@ def profile_table(fleet: Fleet) -> np.ndarray:
                 f"{', '.join(sorted(model_profiles()))}"
             )
         for k, sku in enumerate(fleet.sku_names):
-            for name, value in profile_row(model_profiles()[service.model], gpu_physics()[sku]).items():
+            for name, value in profile_row(model_profiles()[service.model], sku).items():
                 table[s, k][name] = value
     for node in fleet.nodes:
         service = fleet.services[fleet.service_index[node.service]]
@@ -206,6 +227,6 @@ def profile_table(fleet: Fleet) -> np.ndarray:
             raise SiteError(
                 f"node {node.name!r}: {service.model} needs {model.gpus} GPUs per replica, the node has {node.gpus}"
             )
-        if profile_row(model, gpu)["weight_bytes"] > 0.9 * model.gpus * gpu.hbm:
+        if profile_row(model, node.sku)["weight_bytes"] > 0.9 * model.gpus * gpu.hbm:
             raise SiteError(f"node {node.name!r}: {service.model} does not fit {model.gpus} GPUs of {node.sku}")
     return table

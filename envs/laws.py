@@ -44,6 +44,7 @@ class Law:
         half_factor: Measured over uniform routing's half batch.
         interference: Share of prefill's time that an aggregated step waits for.
         mfu_bf16, mfu_fp8, mfu_fp4: Share of peak compute in prefill.
+        moe_prefill: Factor on a sparse model's prefill: routing, uneven experts.
         attention_eff: The same of prefill's attention, in bf16.
         prompt_s: Tokenising, scheduling and first sampling of a prompt.
         dense_fp8, dense_fp4, moe_fp8, moe_fp4: Factors on reading quantised weights (scales, unpacking).
@@ -64,6 +65,7 @@ class Law:
     mfu_bf16: Number
     mfu_fp8: Number
     mfu_fp4: Number
+    moe_prefill: Number
     attention_eff: Number
     prompt_s: Number
     dense_fp8: Number
@@ -91,6 +93,7 @@ class Job:
         is_moe, is_fp8, is_4bit: 1.0 or 0.0.
         common_bytes, expert_bytes: Weights outside and inside routed experts.
         experts_half: Batch that touches half of the experts under uniform routing.
+        state_bytes: Sliding-window KV or recurrent state of a request.
         attention_flops: FLOPs of attention per prompt token squared.
     """
 
@@ -112,6 +115,7 @@ class Job:
     expert_bytes: Number
     experts_half: Number
     kv_bytes_token: Number
+    state_bytes: Number
     attention_flops: Number
 
 
@@ -159,6 +163,7 @@ def job(arch: Any, precision: str, gpu: Any, tp: float, gpus: float | None = Non
         layers=float(arch.layers), hidden=float(arch.hidden), active_params=arch.active_params,
         common_bytes=arch.common_params * common, expert_bytes=arch.expert_params * byte,
         experts_half=arch.experts_half, kv_bytes_token=arch.kv_elements_token * KV_BYTES,
+        state_bytes=arch.state_elements * KV_BYTES,
         # causal attention: 4 heads head_dim L^2 / 2 per layer
         attention_flops=2.0 * arch.heads * arch.head_dim * arch.attention_layers,
     )  # fmt: skip
@@ -187,6 +192,7 @@ def decode_terms(law: Law, j: Job) -> DecodeTerms:
         half=j.experts_half * law.half_factor,
         request_s=law.request_s / j.dp
         + 2.0 * j.active_params / (j.gpus * j.flops * law.flops_eff)
+        + j.state_bytes / (j.kv_shards * j.bw * law.kv_eff)
         + _join_s_token(law, j),
         context_s=j.kv_bytes_token / (j.kv_shards * j.bw * law.kv_eff),
     )
@@ -197,7 +203,7 @@ def prompt_terms(law: Law, j: Job) -> PromptTerms:
     mfu = np.where(j.is_fp8 > 0, law.mfu_fp8, np.where(j.is_4bit > 0, law.mfu_fp4, law.mfu_bf16))
     return PromptTerms(
         fixed_s=law.prompt_s + j.layers * law.layer_s,
-        token_s=2.0 * j.active_params / (j.gpus * j.flops * mfu) + _join_s_token(law, j),
+        token_s=2.0 * j.active_params * law.moe_prefill**j.is_moe / (j.gpus * j.flops * mfu) + _join_s_token(law, j),
         token2_s=j.attention_flops / (j.gpus * j.flops_bf16 * law.attention_eff),
     )
 

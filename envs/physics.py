@@ -119,7 +119,9 @@ def decode_use(prof, batch, context, step_s):
         (share of the step in which HBM, links and launches draw, in [0, 1); weighted arithmetic over the peak).
     """
     x = (
-        prof.um_fixed_s + prof.um_experts_s * batch / (batch + prof.experts_half) + batch * context * prof.um_context_s
+        prof.um_fixed_s
+        + prof.um_experts_s * batch / (batch + prof.experts_half)
+        + batch * (prof.um_request_s + context * prof.um_context_s)
     ) / step_s
     return x / math.sqrt(1.0 + x * x), prof.uc_request_s * batch / step_s
 

@@ -39,16 +39,20 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class UseTerms:
-    """u_m = x / sqrt(1 + x^2), x = (fixed + experts b / (b + half) + b c context) / step; u_c = request b / step."""
+    """u_m = x / sqrt(1 + x^2), x = (fixed + experts b / (b + half) + b (state + c context)) / step;
+    u_c = request b / step."""
 
     fixed_s: Number
     experts_s: Number
     context_s: Number
+    state_s: Number
     request_s: Number
 
     def use(self, batch: Number, half: Number, context: Number, step_s: Number, prompt_share: Number = 0.0):
         """(u_m, u_c) of steps of `step_s`; `prompt_share` prompt tokens are computed per output token."""
-        x = (self.fixed_s + self.experts_s * batch / (batch + half) + batch * context * self.context_s) / step_s
+        x = (
+            self.fixed_s + self.experts_s * batch / (batch + half) + batch * (self.state_s + context * self.context_s)
+        ) / step_s
         return x / np.sqrt(1.0 + x * x), self.request_s * batch * (1.0 + prompt_share) / step_s
 
 
@@ -67,6 +71,7 @@ def use_terms(law: PowerLaw, j: Job) -> UseTerms:
         fixed_s=read * j.common_bytes / (j.tp * j.bw) + j.layers * LAUNCH_S * (law.launch + law.join * np.log2(j.gpus)),
         experts_s=read * j.expert_bytes / (j.gpus * j.bw),
         context_s=law.kv * j.kv_bytes_token / (j.kv_shards * j.bw),
+        state_s=law.kv * j.state_bytes / (j.kv_shards * j.bw),
         request_s=compute * 2.0 * j.active_params / (j.gpus * j.flops),
     )
 

@@ -29,10 +29,10 @@ SHARED = {
     "layer_s": (2e-5, 0.7),
     "moe_layer_s": (3e-5, 0.7),
     "comm_layer_s": (1.4e-5, 0.7),
-    "weights_eff": (0.82, 0.15),
+    "weights_eff": (0.82, 0.08),
     "experts_eff": (0.6, 0.4),
-    "kv_eff": (0.7, 0.3),
-    "flops_eff": (0.6, 0.4),
+    "kv_eff": (0.8, 0.2),
+    "flops_eff": (0.6, 0.2),
     "request_s": (2e-5, 0.7),
     "comm_eff": (0.4, 0.5),
     "half_factor": (1.2, 0.4),
@@ -40,6 +40,7 @@ SHARED = {
     "mfu_bf16": (0.65, 0.15),
     "mfu_fp8": (0.5, 0.2),
     "mfu_fp4": (0.45, 0.25),
+    "moe_prefill": (1.3, 0.4),
     "attention_eff": (0.4, 0.3),
     "prompt_s": (2e-2, 0.7),
     "dense_fp8": (1.1, 0.2),
@@ -48,18 +49,26 @@ SHARED = {
     "moe_fp4": (1.0, 0.3),
 }
 PER_SKU = {
-    "step_s": 0.3, "layer_s": 0.3, "moe_layer_s": 0.3, "comm_layer_s": 0.2, "weights_eff": 0.1, "experts_eff": 0.3,
-    "kv_eff": 0.2, "flops_eff": 0.2, "request_s": 0.3, "mfu_bf16": 0.15, "mfu_fp8": 0.2, "mfu_fp4": 0.2,
+    "step_s": 0.3, "layer_s": 0.3, "moe_layer_s": 0.3, "comm_layer_s": 0.2, "weights_eff": 0.04, "experts_eff": 0.3,
+    "kv_eff": 0.1, "flops_eff": 0.1, "request_s": 0.3, "mfu_bf16": 0.03, "mfu_fp8": 0.1, "mfu_fp4": 0.1,
     "prompt_s": 0.2,
 }  # fmt: skip
 PER_BACKEND = {
     "step_s": 0.3, "layer_s": 0.3, "moe_layer_s": 0.3, "comm_layer_s": 0.2, "experts_eff": 0.3, "kv_eff": 0.2,
     "request_s": 0.3, "half_factor": 0.3, "interference": 0.3, "prompt_s": 0.4,
 }  # fmt: skip
-SERVING = {"burst": (0.03, 0.7), "wait_steps": (1.0, 0.7)}
-"""Of TTFT in a closed loop: others' prompts ahead, per request of the concurrency; steps until the next admission."""
+SERVING = {"burst": (0.05, 0.7), "wait_steps": (2.0, 0.7), "queue_s": (1e-3, 1.0), "wait_mix": (1.0, 0.5)}
+"""Of TTFT in a closed loop, per engine: others' prompts ahead, per request of the concurrency; steps until the next
+admission; host work ahead, per request of the concurrency; and how the wait in steps grows with isl / osl, as its
+ln(wait_mix)-th power: the more often requests come and go, the more of them meet."""
 
-SCALE_STEP, SCALE_TTFT = 0.10, 0.25
+SERVING_SPREAD = 0.5
+"""Spread of the prior of an engine's factor on `SERVING`."""
+
+ENGINES_OF_TODAY = ("sglang", "trtllm", "vllm")
+"""The median engine is the geometric mean of these; research engines and older builds have factors of their own."""
+
+SCALE_STEP, SCALE_TTFT = 0.10, 0.20
 """Spread of a good row in logarithms; beyond it a row counts linearly."""
 
 
@@ -121,7 +130,7 @@ class ServingLaw:
     shared: dict[str, float]
     skus: dict[str, dict[str, float]]
     backends: dict[str, dict[str, float]]
-    serving: dict[str, float] = field(default_factory=dict)
+    serving: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def law(self, sku: np.ndarray, backend: np.ndarray) -> Law:
         """Coefficients of rows, shape (R,)."""
@@ -132,8 +141,18 @@ class ServingLaw:
             values[n] = np.array([by_sku[s] * by_engine[b] for s, b in zip(sku, backend, strict=True)])
         return Law(**values)
 
+    def waits(self, backend: np.ndarray) -> dict[str, np.ndarray]:
+        """`SERVING` of rows, shape (R,); engines that were not fitted get the geometric mean of those that were."""
+        out = {}
+        for n, (start, _) in SERVING.items():
+            known = [v[n] for v in self.serving.values()]
+            middle = float(np.exp(np.mean(np.log(known)))) if known else start
+            by = {b: self.serving.get(b, {}).get(n, middle) for b in set(backend)}
+            out[n] = np.array([by[b] for b in backend])
+        return out
 
-def predict(law: Law, serving: dict[str, float], p: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def predict(law: Law, serving: dict[str, np.ndarray], p: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Step times, decode batches and times to first token of rows, shape (R,) each.
 
     Where a row gives the concurrency C only, the batch in flight is what Little's law leaves of it after the
@@ -145,7 +164,12 @@ def predict(law: Law, serving: dict[str, float], p: Points) -> tuple[np.ndarray,
     step_s = decode.step_s(batch, p.isl + 0.5 * p.osl, extra)
     own_s = prompt.prompt_s(p.isl)
     concurrency = np.where(np.isfinite(p.concurrency), p.concurrency, 1.0)
-    wait_s = np.where(p.is_agg, serving["burst"] * concurrency * own_s + serving["wait_steps"] * step_s, 0.0)
+    wait_s = np.where(
+        p.is_agg,
+        (serving["burst"] * (own_s - prompt.fixed_s) + serving["queue_s"]) * concurrency / p.job.dp
+        + serving["wait_steps"] * step_s * (p.isl / p.osl) ** np.log(serving["wait_mix"]),
+        0.0,
+    )
     return step_s, batch, own_s + wait_s
 
 
@@ -173,6 +197,7 @@ class _Layout:
         self.sku = {n: add(len(skus), 0.0, s) for n, s in PER_SKU.items()}
         self.backend = {n: add(len(backends), 0.0, s) for n, s in PER_BACKEND.items()}
         self.serving = {n: add(1, np.log(v), s) for n, (v, s) in SERVING.items()}
+        self.engine = {n: add(len(backends), 0.0, SERVING_SPREAD) for n in SERVING}
         self.start, self.spread = np.array(start), np.array(spread)
 
     def law(self, x: np.ndarray, sku: np.ndarray, backend: np.ndarray) -> Law:
@@ -187,9 +212,14 @@ class _Layout:
             out[n] = np.exp(v) if len(v) > 1 else np.full(len(sku), np.exp(v[0]))
         return Law(**out)
 
+    def waits(self, x: np.ndarray, backend: np.ndarray) -> dict[str, np.ndarray]:
+        """`SERVING` of rows given their index of engine."""
+        return {n: np.exp(x[at] + x[self.engine[n]][backend]) for n, at in self.serving.items()}
+
     def result(self, x: np.ndarray) -> ServingLaw:
         """The parameter vector by name."""
-        mid = {n: x[at].mean() if n in self.backend else 0.0 for n, at in self.backend.items()}
+        today = [i for i, b in enumerate(self.backends) if b in ENGINES_OF_TODAY] or list(range(len(self.backends)))
+        mid = {n: x[at[today]].mean() for n, at in self.backend.items()}
         shared = {n: float(np.exp(x[at][0] + mid.get(n, 0.0))) for n, at in self.shared.items()}
         skus = {
             s: {n: shared[n] * (float(np.exp(x[self.sku[n][i]])) if n in self.sku else 1.0) for n in LAW_NAMES}
@@ -199,7 +229,13 @@ class _Layout:
             b: {n: float(np.exp(x[at[i]] - mid[n])) for n, at in self.backend.items()}
             for i, b in enumerate(self.backends)
         }
-        return ServingLaw(shared, skus, backends, {n: float(np.exp(x[at][0])) for n, at in self.serving.items()})
+        today_only = any(b in ENGINES_OF_TODAY for b in self.backends)
+        serving = {
+            b: {n: float(np.exp(x[at][0] + x[self.engine[n][i]])) for n, at in self.serving.items()}
+            for i, b in enumerate(self.backends)
+            if b in ENGINES_OF_TODAY or not today_only
+        }
+        return ServingLaw(shared, skus, backends, serving)
 
 
 def fit_serving(p: Points, use_ttft: np.ndarray | None = None, evaluations: int = 15) -> ServingLaw:
@@ -210,7 +246,7 @@ def fit_serving(p: Points, use_ttft: np.ndarray | None = None, evaluations: int 
         use_ttft: Rows whose `ttft_s` counts too, shape (R,); none by default.
         evaluations: Limit of Gauss-Newton steps.
     """
-    skus, backends = sorted(set(p.sku)), sorted(set(p.backend))
+    skus, backends = sorted({str(s) for s in p.sku}), sorted({str(b) for b in p.backend})
     layout = _Layout(skus, backends)
     sku = np.array([skus.index(s) for s in p.sku])
     backend = np.array([backends.index(b) for b in p.backend])
@@ -218,8 +254,7 @@ def fit_serving(p: Points, use_ttft: np.ndarray | None = None, evaluations: int 
     step = np.isfinite(p.step_s) & (p.step_s > 0)
 
     def residuals(x: np.ndarray) -> np.ndarray:
-        serving = {n: float(np.exp(x[at][0])) for n, at in layout.serving.items()}
-        step_s, _, first_s = predict(layout.law(x, sku, backend), serving, p)
+        step_s, _, first_s = predict(layout.law(x, sku, backend), layout.waits(x, backend), p)
         return np.concatenate([
             np.log(step_s[step] / p.step_s[step]) * p.weight[step] / SCALE_STEP,
             np.log(first_s[ttft] / p.ttft_s[ttft]) * p.weight[ttft] / SCALE_TTFT,

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
-from ...envs.hardware import GpuPhysics, gpu_physics
+import numpy as np
+
+from ...envs.hardware import GpuPhysics, backend_factors, gpu_physics
 from ...envs.laws import LAW_NAMES
 from ...envs.power_law import PowerLaw
+from .corrections import Factors
 from .decode import ServingLaw
 
 HEADER = """\
@@ -13,7 +16,7 @@ HEADER = """\
 # Facts: p0_w parked; tdp_w, flops* (dense, per second), bw, hbm, link (KV transfer), nvlink (collectives, one way) from
 # the product's data sheet as aiconfigurator's <system>.yaml repeats it. Fitted: pli_w idle with a model loaded, aw_w,
 # am_w, ac_w and [*.power] the power equation, prefill_w what prefill draws, [*.law] the serving law under the median
-# engine. `sources` and `errors` say from which rows and how well; `assumed` names what nobody has measured.
+# engine. `sources` says from which rows and how well; `assumed` names what nobody has measured, with its range.
 """
 
 
@@ -34,13 +37,13 @@ def skus_toml(
     serving: ServingLaw,
     notes: Mapping[str, Mapping[str, object]],
 ) -> str:
-    """`skus.toml` for GPU products; `notes[name]` holds `sources`, `errors`, `assumed`."""
+    """`skus.toml` for GPU products; `notes[name]` holds `sources` and `assumed`."""
     lines = [HEADER]
     for name, gpu in gpus.items():
         lines.append(f"[{name}]")
         lines += [f"{k} = {_value(v)}" for k, v in notes.get(name, {}).items()]
         lines += [f"{f.name} = {_value(getattr(gpu, f.name))}" for f in fields(gpu) if f.name not in ("law", "power")]
-        law = serving.skus.get(name, serving.shared)
+        law = serving.skus.get(name) or {n: getattr(gpu.law, n) for n in LAW_NAMES}
         lines += ["", f"[{name}.law]", *(f"{n} = {_value(law[n])}" for n in LAW_NAMES)]
         lines += ["", f"[{name}.power]"]
         lines += [f"{f.name} = {_value(getattr(gpu.power, f.name))}" for f in fields(PowerLaw)]
@@ -56,11 +59,34 @@ def backends_toml(serving: ServingLaw) -> str:
         "# serving: waits of an aggregated engine's first token (experiments/fit/decode.py).",
         "",
     ]
-    for name, factors in {**serving.backends, "serving": serving.serving}.items():
-        lines += [f"[{name}]", *(f"{k} = {_value(v)}" for k, v in factors.items()), ""]
+    for name, factors in serving.backends.items():
+        lines += [f"[{name}]", *(f"{k} = {_value(v)}" for k, v in factors.items())]
+        if waits := serving.serving.get(name):
+            lines += ["", f"[{name}.serving]", *(f"{k} = {_value(v)}" for k, v in waits.items())]
+        lines.append("")
     return "\n".join(lines)
 
 
-def shipped() -> Mapping[str, GpuPhysics]:
-    """What the package ships now: the facts that a fit starts from."""
-    return gpu_physics()
+def corrections_toml(factors: Mapping[str, Factors]) -> str:
+    """`corrections.toml`: kind -> product or "any" -> model/precision -> factor; factors near 1 are left out."""
+    lines = [
+        "# Measured over predicted for models that were measured, written by `python -m flyball.experiments.fit`:",
+        "# factors on step time (decode), prompt time (prefill) and draw above idle (power), first for all products",
+        "# (any), then for one. Shrunk towards 1 where rows are few (experiments/fit/corrections.py).",
+        "",
+    ]
+    for kind, by_sku in factors.items():
+        for sku, values in by_sku.items():
+            kept = {k: v for k, v in values.items() if abs(v - 1.0) >= 0.005}
+            if kept:
+                lines += [f"[{kind}.{sku}]", *(f'"{k}" = {v:.3f}' for k, v in kept.items()), ""]
+    return "\n".join(lines)
+
+
+def shipped_serving() -> ServingLaw:
+    """The serving law that the package ships."""
+    skus = {name: {n: getattr(gpu.law, n) for n in LAW_NAMES} for name, gpu in gpu_physics().items()}
+    shared = {n: float(np.exp(np.mean([np.log(s[n]) for s in skus.values()]))) for n in LAW_NAMES}
+    factors = backend_factors()
+    backends = {b: {n: v for n, v in f.items() if n in LAW_NAMES} for b, f in factors.items()}
+    return ServingLaw(shared, skus, backends, {b: f["serving"] for b, f in factors.items() if "serving" in f})

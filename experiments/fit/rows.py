@@ -40,13 +40,14 @@ SYSTEMS = {
 PRECISIONS = {"bfloat16": "bf16", "fp16": "bf16", "float16": "bf16", "mxfp4": "fp4", "nvfp4": "fp4", "int4_wo": "int4",
               "fp8_block": "fp8"}  # fmt: skip
 TASK_ISL_TOK = {
-    "lm-arena-chat": 300.0,
-    "gpqa": 250.0,
-    "sourcegraph-fim": 1500.0,
-    "image-chat": 1200.0,
-    "video-chat": 3500.0,
+    "lm-arena-chat": 450.0,
+    "gpqa": 240.0,
+    "sourcegraph-fim": 1570.0,
+    "image-chat": 1070.0,
+    "video-chat": 940.0,
 }
-"""Mean prompt of ML.ENERGY's tasks. The benchmark publishes output lengths only; these are assumptions (A)."""
+"""Mean prompt of ML.ENERGY's tasks. The benchmark publishes output lengths only; these are
+what H100's watts are best explained with, one number per task for all models (A)."""
 
 
 SPREAD_BATCH = 16.0
@@ -98,7 +99,7 @@ def _finish(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def mlenergy(folder: Path) -> pd.DataFrame | None:
-    """ML.ENERGY v3: steady-state serving points with watts, aggregated vLLM."""
+    """ML.ENERGY v3: steady-state serving points with watts, aggregated vLLM of its own build, hence engine."""
     path = folder / "mlenergy_v3" / "llm_configs_flat.csv"
     if not path.exists():
         return None
@@ -107,7 +108,7 @@ def mlenergy(folder: Path) -> pd.DataFrame | None:
     arch = [architecture(m, t, a) for m, t, a in zip(d.model, d.tot_b, d.act_b, strict=True)]
     rows = pd.DataFrame({
         "source": "mlenergy_v3", "row": d.index, "model": d.model, "arch": arch, "task": d.task,
-        "sku": d.gpu.map(SYSTEMS), "backend": "vllm", "precision": d.prec.replace(PRECISIONS), "mode": "agg",
+        "sku": d.gpu.map(SYSTEMS), "backend": "vllm-mlenergy", "precision": d.prec.replace(PRECISIONS), "mode": "agg",
         "gpus": d.n, "tp": np.maximum(d.n / np.maximum(d.dp.fillna(1.0), 1.0), 1.0), "dp": d.dp.fillna(1.0),
         "is_stated": True, "concurrency": d.max_seqs, "batch": d.bs, "isl": d.task.map(TASK_ISL_TOK),
         "osl": d.outlen, "ttft_s": np.nan, "itl_s": d.itl50 * 1e-3, "step_s": d.bs / d.tps, "gpu_w": d.Wpg,
@@ -147,7 +148,7 @@ def silicon(folder: Path) -> pd.DataFrame | None:
     said = d.silicon_data_source.str.extract(r"concurrency=(\d+)")[0].astype(float)
     # aggregated `batch_size` is requests per attention rank where attention is data-parallel
     concurrency = said.fillna(d.batch_size * dp).fillna(d.decode_batch_size * d.decode_num_workers.fillna(1.0) * dp)
-    is_stated = (is_agg | d.decode_num_workers.notna()) & (~is_agg | np.log2(gpus).mod(1.0).eq(0) & (gpus <= 32))
+    is_stated = (is_agg | d.decode_num_workers.notna()) & (~is_agg | np.log2(gpus).mod(1.0).eq(0) & (gpus <= 16))
     # engines run MLA's attention data-parallel under load: every row that states its layout does
     spread = ~is_agg & d.decode_num_workers.isna() & is_mla & (said >= SPREAD_BATCH * gpus)
     tp, dp = tp.where(~spread, 1.0), dp.where(~spread, gpus)

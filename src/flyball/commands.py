@@ -10,6 +10,7 @@ from .console import progress_bar
 from .env_commands import register_env
 from .leaderboard_commands import register_leaderboard
 from .live_commands import register_live
+from .plant_commands import register_plant
 
 
 def register(main: click.Group) -> None:
@@ -19,6 +20,7 @@ def register(main: click.Group) -> None:
     register_env(main)
     register_live(main)
     register_leaderboard(main)
+    register_plant(main)
 
 
 @click.command()
