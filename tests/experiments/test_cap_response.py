@@ -63,7 +63,7 @@ def test_a_fit_predicts_caps_it_was_not_shown():
         rate, draw_w = predict(fit.device, fit.workloads[s.name], s.cap_w)
         error = np.abs(rate / rate[-1] / s.rate - 1)
         assert error.mean() < 0.02 and error.max() < 0.08
-        assert draw_w == pytest.approx(s.draw_w, rel=0.03)
+        assert draw_w == pytest.approx(s.draw_w, rel=0.05)
 
 
 def test_one_capped_run_tells_a_new_workload():
