@@ -14,7 +14,9 @@ from ...envs.kpis import BIN_EDGES_S, percentile_s
 from ...envs.model import NOMINAL, PlantModel
 from ...envs.plant import Plant
 from ...envs.scenario import PlantRanges, Scenario, load_scenario
+from ...envs.serving_dynamics import BACKLOG_SHARE
 from ...fleet.tables import DECODE, PREFILL
+from .diffusion import prefill_waiting
 from .laws import Laws, row
 from .requests import Requests, draw_requests
 from .simulator import Replay, Service
@@ -45,6 +47,7 @@ class Point:
         utilisation: Arrivals over what the busier stage can serve.
         plant: `METRICS` of the plant.
         replay: `METRICS` of the replay.
+        diffusion: What `diffusion.prefill_waiting` says of the same, of the figures that it covers.
     """
 
     site: str
@@ -53,10 +56,11 @@ class Point:
     utilisation: float
     plant: dict[str, float]
     replay: dict[str, float]
+    diffusion: dict[str, float]
 
-    def error(self, metric: str) -> float:
-        """Signed; NaN where the replay has nothing."""
-        ours, theirs = self.plant[metric], self.replay[metric]
+    def error(self, metric: str, of: str = "plant") -> float:
+        """Signed, of the plant or of the diffusion; NaN where either has nothing."""
+        ours, theirs = getattr(self, of).get(metric, float("nan")), self.replay[metric]
         if metric in SHARES:
             return ours - theirs
         return ours / theirs - 1.0 if theirs > 0 else float("nan")
@@ -64,7 +68,9 @@ class Point:
 
 def nominal_scenario(site: str, seconds: float, warmup_s: float) -> Scenario:
     """The steady scenario on `site` with nominal parameters, no faults and no chance in actuation."""
-    fixed = {name: (value, value) for name, value in zip(("v_min", "phi_knee", "kappa", "phi_mem"), NOMINAL, strict=True)}
+    fixed = {
+        name: (value, value) for name, value in zip(("v_min", "phi_knee", "kappa", "phi_mem"), NOMINAL, strict=True)
+    }
     fixed |= {"power_scale": (1.0, 1.0), "inlet_c": (22.0, 22.0), "lost_write_frac": (0.0, 0.0)}
     scenario = load_scenario("steady", [f"site={site}"])
     return replace(
@@ -138,7 +144,22 @@ def compare_point(
     )
     laws = Laws(prof, prefill_phi, decode_phi, float(plant.params["phi_mem"][0]))
     outcome = Replay(service, laws, requests, warmup_s).run()
-    return Point(site, lengths, arrival_cv, utilisation, figures, outcome.figures())
+    waiting = _diffusion(service, laws, requests)
+    return Point(site, lengths, arrival_cv, utilisation, figures, outcome.figures(), waiting)
+
+
+def _diffusion(service: Service, laws: Laws, requests: Requests) -> dict[str, float]:
+    """Waiting before prefill by `diffusion`, at the load that came; it knows nothing of a wait for decode."""
+    prompt = float(requests.prompt_tok.mean())
+    service_s, transfer_s = laws.prompt_s(prompt), laws.transfer_s(prompt)
+    rho = len(requests.t_s) * service_s / (service.prefill * requests.seconds)
+    room_s = BACKLOG_SHARE * service.ttft_s - transfer_s
+    found = prefill_waiting(rho, service.prefill, service_s, requests.ca2, requests.cs2, room_s)
+    return {
+        "ttft_p50_s": found.quantile_s(0.5) + transfer_s,
+        "ttft_p99_s": found.quantile_s(0.99) + transfer_s,
+        "reject_frac": found.reject_frac,
+    }
 
 
 def compare(
