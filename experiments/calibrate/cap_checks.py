@@ -143,9 +143,14 @@ def device_findings(
 
 
 def device_record(sku: str, sweeps: Sequence[Sweep], source: str = SOURCE) -> dict:
-    """The shapes fitted to all of a device's sweeps, how its workloads scatter, and the errors of the fit itself."""
+    """The shapes fitted to all of a device's sweeps, how its workloads scatter, and the errors of the fit itself.
+
+    `*_alone` are the shapes without the belief in MODEL.md's: they fit a little better and predict no better.
+    """
     top_w = max(s.cap_w[-1] for s in sweeps)
-    fit = fit_device(sweeps, top_w, min(s.free_w for s in sweeps))
+    idle_w = min(s.free_w for s in sweeps)
+    fit = fit_device(sweeps, top_w, idle_w)
+    free = fit_device(sweeps, top_w, idle_w, belief_pull=0.0)
     errors = protocol_errors(((s, fit.device, fit.workloads[s.name]) for s in sweeps), top_w)
     # only workloads that a cap slows by 10 % say anything of their compute share
     hot = [fit.workloads[s.name] for s in sweeps if s.rate.min() < 0.9]
@@ -156,6 +161,7 @@ def device_record(sku: str, sweeps: Sequence[Sweep], source: str = SOURCE) -> di
         "workloads": len(sweeps),
         "points": int(errors["rate"].size),
         **{k: float(v) for k, v in asdict(fit.device).items()},
+        **{f"{k}_alone": float(getattr(free.device, k)) for k in ("v_min", "phi_knee", "phi_mem", "kappa")},
         "compute_frac_p10": float(compute[0]),
         "compute_frac_p50": float(compute[1]),
         "compute_frac_p90": float(compute[2]),

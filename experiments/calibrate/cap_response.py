@@ -279,13 +279,16 @@ def _start(sweeps: Sequence[Sweep], device: Device, top_w: float, centres: np.nd
     return out
 
 
-def fit_device(sweeps: Sequence[Sweep], top_w: float | None = None, idle_w: float | None = None) -> DeviceFit:
+def fit_device(
+    sweeps: Sequence[Sweep], top_w: float | None = None, idle_w: float | None = None, belief_pull: float = BELIEF_PULL
+) -> DeviceFit:
     """Fit the device's shapes and each workload's three numbers at once, by robust least squares.
 
     Args:
         sweeps: At least two workloads, some of them hot enough that caps bind.
         top_w: Highest cap, by which rates are relative; the sweeps' highest by default.
         idle_w: Draw of the device while a job waits, which a look at an idle GPU gives; fitted without.
+        belief_pull: Weight of `START`; 0 lets a device with many workloads say its shapes alone.
 
     Raises:
         BadInput: with fewer than two sweeps.
@@ -310,7 +313,7 @@ def fit_device(sweeps: Sequence[Sweep], top_w: float | None = None, idle_w: floa
 
     def cost(x: np.ndarray) -> np.ndarray:
         device, own = split(x)
-        belief = BELIEF_PULL * (x[:shared] - believed) / belief_std
+        belief = belief_pull * (x[:shared] - believed) / belief_std
         return np.concatenate([_residuals(device, own, points, top, CENTRE), belief])
 
     low, high, start = (np.array(list(asdict(d).values())) / unit for d in (LOW, HIGH, START))

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from .calibrate_commands import register_calibrate
 from .cli import emit, json_option, load_option, set_option
 from .console import progress_bar
 from .live_commands import register_live
@@ -15,6 +16,7 @@ def register(main: click.Group) -> None:
     for command in (demo, scenarios, simulate, evaluate, tune, train, export, bench):
         main.add_command(command)
     register_live(main)
+    register_calibrate(main)
 
 
 @click.command()
