@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 
 from ...actuators import nvml
-from ...actuators.errors import GpuError, GpuLost
+from ...actuators.errors import GpuError, GpuForbidden, GpuLost
 from ...actuators.guardian import LAST_WORDS_S, LOOK_AGAIN_S, MAX_MESSAGE_BYTES, GuardianGone
 
 _log = logging.getLogger("flyball.calibrate")
@@ -31,12 +31,15 @@ def restore(gpus: Mapping[str, nvml.Gpu], caps_w: Mapping[str, int], has_clocks:
         if gpu is None:
             continue
         try:
-            if has_clocks:
-                nvml.set_clock_ceiling(gpu, 1.0)
             if nvml.read_cap_w(gpu) != cap_w:
                 is_done &= nvml.set_cap_w(gpu, cap_w) == cap_w
+            if has_clocks:
+                nvml.set_clock_ceiling(gpu, 1.0)
         except GpuLost:
             continue  # a reboot brings it back with the driver's defaults
+        except GpuForbidden:
+            # what forbids writes took none of the sweep's either, unless the right was lost on the way
+            is_done &= nvml.read_cap_w(gpu) == cap_w
         except GpuError:
             is_done = False
     return is_done
@@ -68,6 +71,12 @@ class Restorer:
         """End it: the sweep has restored everything itself."""
         with contextlib.suppress(GuardianGone):
             self._write(b'{"release":true}\n')
+        os.close(self._pipe)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def abandon(self) -> None:
+        """Leave the restoring to it, as a death of this process would, and wait until it has ended."""
         os.close(self._pipe)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)

@@ -113,17 +113,19 @@ def cap_steps(low_w: int, found_w: int, steps: int) -> list[int]:
     return sorted({round(found_w - i * (found_w - low_w) / (steps - 1)) for i in range(steps)}, reverse=True)
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """Turn signals that end a process into an exception, so that every `finally` runs."""
 
     def stop(number: int, _frame: Any) -> None:
-        for other in handled:  # a second one must not cut the restoring short
+        for other in SIGNALS:  # a second one must not cut the restoring short
             signal.signal(other, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in handled}
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
     finally:
@@ -154,7 +156,8 @@ def run_sweep(config: SweepConfig, make_load: Callable[[], Load], say: Callable[
         stack.callback(files.close)
         stack.enter_context(_signals())
         restorer = start_restorer(config.hang_limit_s)
-        stack.callback(restorer.release)
+        is_clean = [True]  # nothing is set yet; False from the first write until everything is given back
+        stack.callback(lambda: restorer.release() if is_clean[0] else restorer.abandon())
         gpus = {g.uuid: g for g in nvml.open_gpus()}
         stack.callback(nvml.close_gpus)
         boot_id = config.boot_id or read_boot_id()
@@ -164,22 +167,47 @@ def run_sweep(config: SweepConfig, make_load: Callable[[], Load], say: Callable[
         if not config.is_forced:
             refuse_busy(list(gpus.values()))
         found_w = {uuid: nvml.read_cap_w(g) for uuid, g in gpus.items()}
-        owned = {uuid: OwnedGpu(cap_w, cap_w, cap_w) for uuid, cap_w in found_w.items()}
         has_clocks = bool(config.clocks)
+        record = _Record(files, boot_id, found_w, has_clocks)
         restorer.hold(found_w, has_clocks)
-        # epoch 0: a change of epoch is what flushes the record to the disk
-        files.store(Ownership(files.node, boot_id, epoch=0, has_clock_ceiling=has_clocks, gpus=owned))
+        is_clean[0] = False
         try:
-            return _step_through(config, list(gpus.values()), found_w, make_load(), restorer.beat, say)
+            return _step_through(config, list(gpus.values()), record, make_load(), restorer.beat, say)
         finally:
+            for number in SIGNALS:  # nothing may cut the restoring short; if it does, the restorer is abandoned to it
+                signal.signal(number, signal.SIG_IGN)
             _give_back(files, gpus, found_w, has_clocks)
+            is_clean[0] = True
+
+
+class _Record:
+    """What the sweep sets, on disk before it is set."""
+
+    def __init__(self, files: OwnershipFile, boot_id: str, found_w: dict[str, int], has_clocks: bool):
+        self._files, self._boot_id, self.found_w, self._has_clocks = files, boot_id, found_w, has_clocks
+        self._last_w = dict(found_w)
+
+    def write(self, caps_w: dict[str, int]) -> None:
+        """Before the caps are set: each GPU's found cap, the coming one and the one before."""
+        owned = {u: OwnedGpu(self.found_w[u], caps_w[u], self._last_w[u]) for u in caps_w}
+        # epoch 0: a change of epoch is what flushes the record to the disk, once
+        self._files.store(
+            Ownership(self._files.node, self._boot_id, epoch=0, has_clock_ceiling=self._has_clocks, gpus=owned)
+        )
+        self._last_w = dict(caps_w)
 
 
 def _recover(files: OwnershipFile, gpus: dict[str, nvml.Gpu], boot_id: str) -> None:
-    """Give back what a sweep of this boot left behind."""
+    """Give back what a sweep of this boot left behind; a cap that somebody has changed since is theirs, and stays."""
     left = files.load()
-    if left.gpus and left.boot_id == boot_id:
-        caps_w = {uuid: owned.original_cap_w for uuid, owned in left.gpus.items()}
+    if left.boot_id != boot_id:
+        return
+    caps_w = {
+        uuid: owned.original_cap_w
+        for uuid, owned in left.gpus.items()
+        if uuid in gpus and nvml.read_cap_w(gpus[uuid]) in (owned.cap_w, owned.fallback_w)
+    }
+    if caps_w:
         _log.warning("giving back the settings that an earlier run left: %s", caps_w)
         _give_back(files, gpus, caps_w, left.has_clock_ceiling)
 
@@ -196,11 +224,12 @@ def _give_back(files: OwnershipFile, gpus: dict[str, nvml.Gpu], caps_w: dict[str
 def _step_through(
     config: SweepConfig,
     gpus: Sequence[nvml.Gpu],
-    found_w: dict[str, int],
+    record: _Record,
     load: Load,
     beat: Callable[[], None],
     say: Callable[[str], None],
 ) -> list[tuple[int, float, Sample]]:
+    found_w = record.found_w
     low_w, high_w = max(g.cap_min_w for g in gpus), min(found_w.values())
     settings = [(cap_w, 1.0) for cap_w in cap_steps(low_w, high_w, config.caps)]
     settings += [(high_w, frac) for frac in config.clocks]
@@ -208,6 +237,7 @@ def _step_through(
         raise BadInput("nothing to sweep: use --sweep caps, clocks or caps,clocks")
     out = []
     for cap_w, clock_frac in settings:
+        record.write({gpu.uuid: min(cap_w, found_w[gpu.uuid]) for gpu in gpus})
         for gpu in gpus:
             beat()
             if config.clocks:

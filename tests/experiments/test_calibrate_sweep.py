@@ -163,6 +163,22 @@ def test_both_dead_is_mended_by_the_next_sweep(gpus, sweep):
     assert "giving back" in err and is_as_found(gpus)
 
 
+def test_a_cap_changed_since_is_left_alone(gpus, sweep):
+    """After a crash of both, a cap that an operator set in the meantime is not raised by the next sweep."""
+    process = sweep(seconds=0.4)
+    wait_for(lambda: not is_as_found(gpus))
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as f:
+        restorer = int(f.read().split()[0])
+    os.kill(restorer, signal.SIGKILL)
+    process.kill()
+    process.wait(10)
+    gpus.table["cap_w"][0] = 333
+    again = sweep()
+    _, err = again.communicate(timeout=20)
+    assert again.returncode == 0, err
+    assert gpus.table["cap_w"].tolist() == [333, *FOUND_W[1:]]
+
+
 def test_a_refused_write_is_not_left_half_done(gpus, sweep):
     """Where one GPU forbids writes the sweep ends at once, and the others keep what they had."""
     gpus.table["is_forbidden"][2] = 1
