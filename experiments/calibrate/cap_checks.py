@@ -42,10 +42,9 @@ def error_row(check: str, sku: str, source: str, errors: np.ndarray, target: flo
         "mape": mape,
         "bias": float(errors.mean()),
         "p90": float(np.quantile(size, 0.9)),
-        "p95": float(np.quantile(size, 0.95)),
         "target": target,
         "passed": target is None or mape <= target,
-        "note": note,
+        "note": f"p95 {np.quantile(size, 0.95):.1%}" + (f"; {note}" if note else "") if size.size > 1 else note,
     }
 
 

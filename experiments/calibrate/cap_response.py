@@ -166,7 +166,9 @@ def respond(device: Device, compute_frac, dynamic_w, stall_frac, cap_w):
 
 def predict(device: Device, workload: Workload, cap_w) -> tuple[np.ndarray, np.ndarray]:
     """(throughput over that without a cap, draw in watts) of one workload under caps of any shape."""
-    rate, draw_w, _ = respond(device, *asdict(workload).values(), np.asarray(cap_w, float))
+    rate, draw_w, _ = respond(
+        device, workload.compute_frac, workload.dynamic_w, workload.stall_frac, np.asarray(cap_w, float)
+    )
     return rate, draw_w
 
 
@@ -201,9 +203,9 @@ def read_sweeps(path: Path) -> list[Sweep]:
     for name, caps in table.items():
         if len(caps) < 3:
             continue
-        cap_w = np.array(sorted(caps))
-        mean = np.array([np.mean(caps[c], axis=0) for c in cap_w])
-        out.append(Sweep(name, cap_w, mean[-1, 0] / mean[:, 0], mean[:, 1], float(mean[-1, 1])))
+        swept_w = np.array(sorted(caps))
+        mean = np.array([np.mean(caps[c], axis=0) for c in swept_w])
+        out.append(Sweep(name, swept_w, mean[-1, 0] / mean[:, 0], mean[:, 1], float(mean[-1, 1])))
     if not out:
         raise BadInput(f"{path}: no workload with at least three caps; sweep more caps")
     return out
@@ -348,7 +350,7 @@ def fit_workloads(
     centres = np.tile(CENTRE, (len(sweeps), 1))
     if like:
         centres = np.array([_nearest(device, like, s, top_w) for s in sweeps])
-    out = {}
+    out: dict[str, Workload] = {}
     for sweep, centre in zip(sweeps, centres, strict=True):
         points = _flat([sweep])
         x = _start([sweep], device, top_w, centre[None])[0]

@@ -35,6 +35,13 @@ class Load(Protocol):
         ...
 
 
+GPU_KERNELS = (
+    Kernel("idle", 0),
+    *(Kernel("copy", m) for m in COPY_MIB),
+    *(Kernel("matmul", n) for n in MATMUL_SIZES),
+)
+
+
 class IdleLoad:
     """No load: a measurement that only watches, and the emulated GPUs'. A unit of its work is a second."""
 
@@ -46,26 +53,28 @@ class IdleLoad:
 
 
 class TorchLoad:
-    """Matmul and copy through torch on every CUDA device; made by `find_load`."""
+    """Matmul and copy through torch on every CUDA device; made by `find_load`.
 
-    kernels: Sequence[Kernel] = (
-        Kernel("idle", 0),
-        *(Kernel("copy", m) for m in COPY_MIB),
-        *(Kernel("matmul", n) for n in MATMUL_SIZES),
-    )
+    Args:
+        torch: The module; only this class uses it, so that the rest runs without.
+        devices: Names of devices; every CUDA device by default.
+        kernels: Loads; sizes that fit a product with 8 GiB and more by default.
+    """
 
-    def __init__(self, torch: Any):
+    def __init__(self, torch: Any, devices: Sequence[str] = (), kernels: Sequence[Kernel] = GPU_KERNELS):
         self._torch = torch
+        self._devices = tuple(devices) or tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+        self.kernels = kernels
         self._buffers: dict[Kernel, list[tuple]] = {}
 
     def _prepare(self, kernel: Kernel) -> list[tuple]:
         torch = self._torch
         if kernel not in self._buffers:
             self._buffers.clear()  # one kernel's buffers at a time
-            torch.cuda.empty_cache()
-            out = []
-            for i in range(torch.cuda.device_count()):
-                device = f"cuda:{i}"
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            out: list[tuple] = []
+            for device in self._devices:
                 if kernel.name == "matmul":
                     a = torch.randn(kernel.size, kernel.size, device=device, dtype=torch.bfloat16)
                     out.append((a, torch.randn_like(a), torch.empty_like(a)))
@@ -89,8 +98,9 @@ class TorchLoad:
                     else:
                         arrays[1].copy_(arrays[0])
                         done += 2.0 * (kernel.size << 20)
-            for i in range(len(buffers)):
-                torch.cuda.synchronize(i)
+            for device in self._devices:
+                if device != "cpu":
+                    torch.cuda.synchronize(device)
         return done
 
 

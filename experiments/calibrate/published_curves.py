@@ -8,6 +8,7 @@ workload's numbers and the shapes within MODEL.md's ranges; `free` lets the shap
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def fit_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]], ranges=IN_RANGE) 
             out.append(((ours / best - rate) / rate)[:-1])
         return np.concatenate(out)
 
-    best = None
+    best: Any = None
     for compute in (0.2, 0.5, 0.9):
         for dynamic in (0.6, 0.9):
             x = np.concatenate([0.5 * (low[:6] + high[:6]), np.tile([compute, dynamic], len(curves))])

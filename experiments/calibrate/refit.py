@@ -54,8 +54,8 @@ def refit(data: Path, out: Path, write_package: bool = False, say: Callable[[str
             skipped.append(f"{path.name}: {len(sweeps)} workload(s), a fit needs {MIN_SWEEPS}")
             continue
         say(f"cap response of {sku}: {len(sweeps)} workloads")
-        records[f"cap_response/{sku}"] = device_record(sku, sweeps, path.name)
-        findings += device_findings(sku, sweeps, path.name)
+        records[f"cap_response/{sku}"] = device_record(sku, sweeps, str(path.relative_to(data)))
+        findings += device_findings(sku, sweeps, str(path.relative_to(data)))
     if records:
         path = out / "cap_response.toml"
         write_toml(records, path, "Cap response fitted by `flyball calibrate --data`; the law is envs/physics.py's.")
@@ -66,7 +66,7 @@ def refit(data: Path, out: Path, write_package: bool = False, say: Callable[[str
     if tables:
         tables = {**{k: _short(v) for k, v in records.items()}, **tables}
         comment = (
-            "Numbers that the plant uses, computed from measured inputs by `flyball calibrate --data`: do not edit."
+            "For the plant's constants and ranges, from measured inputs by `flyball calibrate --data`: do not edit."
         )
         write_toml(tables, out / "fleet.toml", comment)
         files.append(str(out / "fleet.toml"))

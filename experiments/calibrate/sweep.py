@@ -17,10 +17,10 @@ from typing import Any
 
 from ...actuators import nvml
 from ...actuators.agent import default_state_dir
-from ...actuators.errors import GpuError, GpuUnsupported
+from ...actuators.errors import GpuUnsupported
 from ...actuators.ownership import OwnedGpu, Ownership, OwnershipFile, read_boot_id
 from ...fleet.errors import BadInput, FlyballError
-from .gpu_load import Load
+from .gpu_load import Kernel, Load
 from .restorer import restore, start_restorer
 from .watch import Sample, sample
 
@@ -32,6 +32,10 @@ _log = logging.getLogger("flyball.calibrate")
 
 class SettingsNotRestored(FlyballError):
     """A GPU did not take its settings back; the message says how to do it by hand."""
+
+
+class SweepDisturbed(FlyballError):
+    """A cap was not what the sweep had set: the measurement is worth nothing."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +251,12 @@ def _step_through(
         for kernel in load.kernels:
             beat()
             found = sample(gpus, load, kernel, config.seconds, config.settle_s, beat)
+            for gpu in gpus:
+                if nvml.read_cap_w(gpu) != min(cap_w, found_w[gpu.uuid]):
+                    raise SweepDisturbed(
+                        f"{gpu.uuid}: its cap changed during a step, by another program or after a hang of more than "
+                        f"{config.hang_limit_s:g} s; stop what else sets caps here and sweep again"
+                    )
             say(f"{kernel.name} {kernel.size}: cap {cap_w} W, clock {clock_frac:.0%}: {found.power_w:.0f} W")
             out.append((cap_w, clock_frac, found))
     return out
@@ -257,7 +267,7 @@ COLUMNS = ("kernel", "size", "clock_frac", "power_limit", "time_per_epoch", "ave
 
 def write_sweep(rows: Sequence[tuple[int, float, Sample]], path: Path) -> None:
     """A CSV that `cap_response.read_sweeps` takes; an epoch is the work of one second at the first setting."""
-    first = {}
+    first: dict[Kernel, float] = {}
     for _, _, s in rows:
         first.setdefault(s.kernel, s.rate)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -268,6 +278,3 @@ def write_sweep(rows: Sequence[tuple[int, float, Sample]], path: Path) -> None:
             if s.rate > 0:
                 epoch_s = first[s.kernel] / s.rate
                 writer.writerow([s.kernel.name, s.kernel.size, clock_frac, cap_w, f"{epoch_s:.6g}", f"{s.power_w:.6g}"])
-
-
-__all__ = ["GpuError", "SettingsNotRestored", "SweepConfig", "run_sweep", "sweep_config", "write_sweep"]

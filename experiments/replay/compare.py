@@ -87,7 +87,7 @@ def play_plant(plant: Plant, requests: Requests) -> tuple[dict[str, float], floa
     rows["stage"] = plant.node["stage"]
     rows["clock_frac"] = 1.0
     is_stage = {stage: plant.node["stage"][0] == stage for stage in (PREFILL, DECODE)}
-    phi = {stage: [] for stage in is_stage}
+    phi: dict[int, list[float]] = {stage: [] for stage in is_stage}
     itl_s = weight = 0.0
     for _ in range(plant.ticks):
         told = plant.tick_under(rows)

@@ -9,8 +9,8 @@ where early rejection sets in. Beside the replay that goes wrong in three ways:
 2. An infinite queue's tail is taken for the loss of one that turns requests away: those who would wait too long never
    join, so the queue stays short, and there is a stationary state at any load.
 3. All prompts are taken as long as the mean. The rule turns *long* prompts away, whose own prefill leaves no time to
-   wait: few requests, much work. At 1.2 times the capacity of 20 replicas 4 % of the requests carry the 17 % of the
-   work that cannot be done.
+   wait: few requests, much work. Above the capacity of 20 replicas a few percent of the requests carry the work
+   that cannot be done.
 
 Here the work ahead of a new prompt, in seconds per replica, is a diffusion whose drift depends on its state: with w
 ahead only prompts shorter than `room - w` join, a share B(room - w) of the work, so that

@@ -16,7 +16,7 @@ from flyball.cli import main
 from flyball.experiments.calibrate import fleet_inputs
 from flyball.experiments.calibrate.cap_response import Device, Workload, predict
 from flyball.experiments.calibrate.fitted_file import write_toml
-from flyball.experiments.calibrate.gpu_load import Kernel
+from flyball.experiments.calibrate.gpu_load import Kernel, TorchLoad
 from flyball.experiments.calibrate.watch import Sample, power_ranges
 from flyball.experiments.calibrate.watch_report import product_of
 
@@ -121,6 +121,16 @@ def test_ranges_follow_the_power_equation():
     assert product_of("NVIDIA H100 80GB HBM3") == "H100-SXM" and product_of("Radeon") is None
 
 
+def test_the_built_in_load_counts_its_work():
+    """Matmul and copy do whole launches for about the time asked, and count flops and bytes."""
+    torch = pytest.importorskip("torch")
+    kernels = (Kernel("idle", 0), Kernel("copy", 1), Kernel("matmul", 32))
+    load = TorchLoad(torch, ["cpu"], kernels)
+    for kernel, unit in zip(kernels, (None, 2 << 20, 2 * 32**3), strict=True):
+        done = load.run(kernel, 0.02)
+        assert done > 0 and (unit is None or done % (8 * unit) == 0)
+
+
 def test_fitted_toml_reads_back(tmp_path):
     """Every kind of value survives, NaN is left out, and odd names are quoted."""
     table = {"x": 1.25, "n": 3, "s": 'a "quote"', "l": [1.0, 2.5], "b": True, "none": float("nan"), "odd name": 1.0}
@@ -144,6 +154,18 @@ def test_measured_inputs_agree_with_the_plant():
     assert all(t["source"] for t in tables.values())
     summer = tables["inlet"]["summer_economiser_c"]
     assert np.all(np.diff(summer) >= 0) and summer[0] >= 20
+
+
+def test_the_packaged_inputs_name_their_sources():
+    """Every table of envs/profiles/fleet.toml says where it is from, and the plant's own numbers lie near it."""
+    from flyball.envs.hardware import PROFILES
+    from flyball.envs.plant import FAULTS_PER_GPU_HOUR
+
+    tables = tomllib.loads((PROFILES / "fleet.toml").read_text())
+    for name in ("cap_response", "kv_transfer", "curtailment"):
+        assert all(t["source"] for t in tables.pop(name).values())
+    assert all(t["source"] for t in tables.values())
+    assert tables["faults"]["faults_per_gpu_hour"] == pytest.approx(FAULTS_PER_GPU_HOUR, rel=0.1)
 
 
 def test_a_folder_with_other_data_says_which_column_is_missing(tmp_path):

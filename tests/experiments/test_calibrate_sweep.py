@@ -147,6 +147,16 @@ def test_a_hanging_load_is_restored_by_the_second_process(gpus, sweep):
     wait_for(lambda: is_as_found(gpus) and process.poll() is None)
 
 
+def test_a_cap_that_somebody_else_sets_ends_the_sweep(gpus, sweep):
+    """A measurement under another cap than the sweep's is not kept, and the settings are given back."""
+    process = sweep(seconds=1.0)
+    wait_for(lambda: gpus.table["cap_w"][2] == 400)
+    gpus.table["cap_w"][1] = 640
+    _, err = process.communicate(timeout=20)
+    assert process.returncode != 0 and "changed during a step" in err
+    assert is_as_found(gpus)
+
+
 def test_both_dead_is_mended_by_the_next_sweep(gpus, sweep):
     """With sweep and restorer both killed, the record on disk lets the next sweep restore what was found."""
     process = sweep(seconds=0.4)

@@ -1,7 +1,6 @@
 """The cap response: the plant's own law, refitted to sweeps, predicts what it was not shown."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +99,8 @@ def test_no_sweep_file_is_bad_input(tmp_path):
 
 @pytest.mark.skipif(not (DATA / "zeus_powerlimit").is_dir(), reason="no measured data: set FLYBALL_DATA")
 def test_measured_sweeps_are_predicted_within_five_percent():
-    """On a measured device, other caps and other batch sizes than the fitted ones come within the target."""
+    """On a measured device, other caps than the fitted ones come within the target."""
     sweeps = cap_response.read_sweeps(DATA / "zeus_powerlimit" / cap_checks.ZEUS["P100"])
-    rows = {r["check"]: r for r in cap_checks.device_findings("P100", sweeps, chosen=("batches", "caps"))}
-    for name in ("caps", "batches"):
-        row = rows[f"cap response: throughput, held-out {name}"]
-        assert row["passed"] and row["mape"] <= cap_checks.TARGET_MAPE and row["n"] > 100
-    record = cap_checks.device_record("P100", sweeps)
-    assert record["fit_rate_mape"] < 0.03 and set(asdict(cap_response.START)) <= set(record)
+    rows = {r["check"]: r for r in cap_checks.device_findings("P100", sweeps, chosen=("caps",))}
+    row = rows["cap response: throughput, held-out caps"]
+    assert row["passed"] and row["mape"] <= cap_checks.TARGET_MAPE and row["n"] > 100
