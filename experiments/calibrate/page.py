@@ -1,4 +1,4 @@
-"""`python -m flyball.experiments.calibrate.page DATA`: write the tables of docs/calibration.md from fresh runs."""
+"""`python -m flyball.experiments.calibrate.page DATA [fitted|replay]`: write docs/calibration.md's tables from runs."""
 
 import re
 import sys
@@ -9,6 +9,7 @@ from pathlib import Path
 from ...fleet.errors import BadInput
 from ..replay.check import findings as replay_findings
 from ..replay.compare import compare
+from .published_curves import published_findings
 from .refit import refit
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "calibration.md"
@@ -42,20 +43,20 @@ def fill(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda m: m[1] + content + m[2], text)
 
 
-def write_page(data: Path) -> None:
-    """Refit, replay, and write both tables."""
-    from .published_curves import published_findings
-
-    # slow runs first, the page is read and written at the end: it may be edited meanwhile
-    replayed = table(replay_findings(compare()))
+def fitted(data: Path) -> str:
+    """The table of fits and measured inputs."""
     with tempfile.TemporaryDirectory() as scratch:
         rows = refit(data, Path(scratch))["findings"]
     curves = data / "published_power_curves" / "curves.csv"
-    if curves.is_file():
-        rows += published_findings(curves)
-    text = fill(PAGE.read_text(), "fitted", table(rows))
-    PAGE.write_text(fill(text, "replay", replayed))
+    return table(rows + (published_findings(curves) if curves.is_file() else []))
+
+
+def write_page(data: Path, parts: Sequence[str] = ("fitted", "replay")) -> None:
+    """Run what the chosen tables need and write them; the page may be edited meanwhile."""
+    for part in parts:
+        content = fitted(data) if part == "fitted" else table(replay_findings(compare()))
+        PAGE.write_text(fill(PAGE.read_text(), part, content))
 
 
 if __name__ == "__main__":
-    write_page(Path(sys.argv[1]))
+    write_page(Path(sys.argv[1]), sys.argv[2:] or ("fitted", "replay"))
