@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from .calibrate_commands import register_calibrate
 from .cli import emit, json_option, load_option, set_option
 from .console import progress_bar
 from .env_commands import register_env
@@ -21,6 +22,7 @@ def register(main: click.Group) -> None:
     register_live(main)
     register_leaderboard(main)
     register_plant(main)
+    register_calibrate(main)
 
 
 @click.command()

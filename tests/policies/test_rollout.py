@@ -5,9 +5,9 @@ import pytest
 
 from flyball import registry
 from flyball.envs.branch import PlantSimulator
-from flyball.envs.event_dynamics import OUTAGE
 from flyball.envs.core import Core
 from flyball.envs.episodes import run_episodes
+from flyball.envs.event_dynamics import NO_POWER
 from flyball.envs.scenario import SCENARIOS, load_scenario
 from flyball.fleet.errors import BadInput
 from flyball.policies.baselines.rollout import perturbations
@@ -103,7 +103,7 @@ def test_the_rollout_does_not_see_what_is_to_come():
     plant.limits[:, now + 1 :] //= 2
     plant.node["fault_rate"] *= 1e6
     plant.params["fault_scale"] = 1e6
-    plant.params["event_kind"], plant.params["event_count"] = OUTAGE, 1
+    plant.params["event_kind"], plant.params["event_count"] = NO_POWER, 1
     plant.params["event_start"], plant.params["event_end"] = now + 2, now + 60
     plant.params["power_scale"] *= 1.05
     plant.params["kappa"] = 0.4
