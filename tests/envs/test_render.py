@@ -44,7 +44,7 @@ def test_faults_are_named():
     env.reset(seed=1)
     env.core.plant.fail(3, 79, 600.0)
     env.step(env.base_action())
-    assert env._recorder.history.moments[-1].text == f"{env.core.fleet.nodes[3].name} down (XID 79)"
+    assert f"{env.core.fleet.nodes[3].name} down (XID 79)" in [m.text for m in env._recorder.history.moments]
     assert env.render().any()
 
 
