@@ -166,7 +166,8 @@ def decode_and_draw(s, dt_s, fill, busy, context, params, tiles, profiles):
     v_min, phi_knee = _f(params.v_min), _f(params.phi_knee)
     kappa, phi_mem = _f(params.kappa), _f(params.phi_mem)
     scale, inlet_c = _f(params.power_scale), _f(params.inlet_c)
-    overshoot = _f(1.0 + params.firmware_overshoot_frac)
+    # rounded down, so that no rounding of singles puts a node above its bound
+    overshoot = _f((1.0 + params.firmware_overshoot_frac) * (1.0 - 3e-7))
     decay = _f(1.0 - math.exp(-dt_s / THERMAL_TAU_S))
     for t in range(tiles.start[s], tiles.start[s + 1]):
         column = tiles.column[t]
