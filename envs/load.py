@@ -81,6 +81,9 @@ class LoadSpec:
         burst_ramp_s: From onset to full height, and back.
         mix_shift_amplitude: Means swing by exp(+-this): prompts up while outputs go down, and back.
         mix_period_s: Period of that swing.
+        prefix_hit_frac: Share of a prompt's tokens whose KV a prefix cache holds: they need no prefill.
+        retry_frac: Share of rejected requests that come back, once.
+        retry_after_s: Mean time until they do.
         service: Exceptions per service.
     """
 
@@ -104,6 +107,9 @@ class LoadSpec:
     burst_ramp_s: float = number(5.0, low=0, high=3600)
     mix_shift_amplitude: float = number(0.0, low=0, high=3)
     mix_period_s: float = number(600.0, above=0, high=1e7)
+    prefix_hit_frac: float = number(0.0, low=0, high=0.99)
+    retry_frac: float = number(0.0, low=0, high=1)
+    retry_after_s: float = number(5.0, above=0, high=3600)
     service: tuple[ServiceLoad, ...] = field(default=())
 
     def of(self, name: str) -> ServiceLoad:

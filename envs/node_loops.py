@@ -34,6 +34,7 @@ from .tiles import (
     HBM_RATE,
     KV_ROOM,
     LANDS,
+    MIX,
     MOVING,
     NODE_W,
     NON_GPU,
@@ -57,6 +58,9 @@ from .tiles import (
 ITL_MARGIN = 0.97
 """SLO-aware admission fills decode steps to this share of the ITL target."""
 
+CHUNK_TOK = 2048.0
+"""Prompt tokens that chunked prefill adds to a decode step at most (vLLM's default `max_num_batched_tokens`)."""
+
 CLOCK_EXPONENT = 2.2
 """Newton's slope for the clock under a cap is that of P ~ P0 + c phi^2.2: two steps are within 0.5 % of the root."""
 
@@ -68,14 +72,21 @@ _use = single(decode_use)
 _rate = single(relative_rate)
 
 _f = np.float32
-_ZERO, _ONE, _HALF, _TWENTY, _HIGH_W = _f(0.0), _f(1.0), _f(0.5), _f(20.0), _f(1e9)
+_ZERO, _ONE, _HALF, _TWENTY, _HIGH = _f(0.0), _f(1.0), _f(0.5), _f(20.0), _f(1e9)
+_CHUNK = _f(CHUNK_TOK)
 _PHI_MIN, _MARGIN, _EXPONENT = _f(PHI_MIN), _f(ITL_MARGIN), _f(CLOCK_EXPONENT)
 _THROTTLE_LOW, _PER_THROTTLE = _f(THROTTLE_LOW_C), _f(1.0 / (THROTTLE_HIGH_C - THROTTLE_LOW_C))
 
 
 @kernel
-def offer_capacity(s, prompt_tok, cached_tok, context, itl_s, is_aware, phi_mem, tiles, profiles):
-    """What the nodes of service `s` can prefill and hold in decode at the clocks of now, into `tiles.sums`."""
+def offer_capacity(s, prompt_tok, cached_tok, context, itl_s, is_aware, is_mixed, phi_mem, tiles, profiles):
+    """What the nodes of service `s` can prefill and hold in decode at the clocks of now, into `tiles.sums`.
+
+    Args:
+        cached_tok: Of a prompt's tokens, those whose KV a cache holds already.
+        is_mixed: Decode nodes prefill too, in chunks between their decode steps: up to CHUNK_TOK tokens per step and,
+            where admission is aware of the target, no longer than decode leaves of it.
+    """
     sums = tiles.sums
     sums[:] = _ZERO
     phi_mem = _f(phi_mem)
@@ -90,10 +101,9 @@ def offer_capacity(s, prompt_tok, cached_tok, context, itl_s, is_aware, phi_mem,
         room = _f(room_req)
         # compute share at the batch that the node can admit; it moves slowly with the batch
         share = _f(compute_share(min(room_req, max(decode_batch_within(row, context, itl_s), 1.0))))
-        limit_s = _f(itl_s) * _MARGIN
         context_tok = _f(context)
-        if not is_aware:
-            limit_s = _HIGH_W
+        itl = _f(itl_s) if is_aware else _HIGH
+        limit_s = itl * _MARGIN
         for i in range(TILE):
             phi = column[PHI + i]
             is_serving = (column[OFF + i] + column[DRAINED + i] <= _ZERO) & (column[MOVING + i] <= _ZERO)
@@ -103,10 +113,31 @@ def offer_capacity(s, prompt_tok, cached_tok, context, itl_s, is_aware, phi_mem,
             within = _within(prof, context_tok, limit_s * _rate(phi, share, phi_mem))
             slots = decoding * min(room, max(within, _ONE))
             column[ADMISSIBLE + i] = slots
+            column[MIX + i] = _ZERO
             sums[PREFILL_RATE + i] += prefilling * replica_tok_s * phi
             sums[PREFILL_REPLICAS + i] += prefilling
             sums[SLOTS + i] += slots
             sums[KV_ROOM + i] += decoding * room
+        if is_mixed:
+            _mix(column, sums, prof, replica_tok_s, context_tok, itl, phi_mem)
+
+
+@kernel
+def _mix(column, sums, prof, replica_tok_s, context_tok, itl_s, phi_mem):
+    """Let the decode nodes of one tile prefill between their decode steps."""
+    for i in range(TILE):
+        phi = column[PHI + i]
+        is_serving = (column[OFF + i] + column[DRAINED + i] <= _ZERO) & (column[MOVING + i] <= _ZERO)
+        replicas = column[REPLICAS + i] if is_serving else _ZERO
+        decoding = replicas * column[DECODES + i]
+        batch = column[BATCH + i] / max(column[REPLICAS + i], _ONE)
+        # an empty replica has no decode steps to wait for
+        step_s = min(batch, _ONE) * _step_s(prof, batch, context_tok) / _rate(phi, _share(batch), phi_mem)
+        chunk_s = _CHUNK / (replica_tok_s * phi)
+        mix = min(chunk_s / (chunk_s + step_s), max(_ONE - step_s / itl_s, _ZERO))
+        column[MIX + i] = mix
+        sums[PREFILL_RATE + i] += decoding * mix * replica_tok_s * phi
+        sums[PREFILL_REPLICAS + i] += decoding
 
 
 @kernel
@@ -124,7 +155,8 @@ def decode_and_draw(s, dt_s, fill, busy, context, params, tiles, profiles):
     v_min, phi_knee = _f(params.v_min), _f(params.phi_knee)
     kappa, phi_mem = _f(params.kappa), _f(params.phi_mem)
     scale = _f(params.power_scale)
-    overshoot = _f(1.0 + params.firmware_overshoot_frac)
+    # rounded down, so that no rounding of singles puts a node above its bound
+    overshoot = _f((1.0 + params.firmware_overshoot_frac) * (1.0 - 3e-7))
     for t in range(tiles.start[s], tiles.start[s + 1]):
         column = tiles.column[t]
         prof = single_row(profiles[s, tiles.static[t].sku])
@@ -137,16 +169,20 @@ def decode_and_draw(s, dt_s, fill, busy, context, params, tiles, profiles):
             per_replica = batch / max(column[REPLICAS + i], _ONE)
             step_s = _step_s(prof, per_replica, context)
             share = _share(per_replica)
-            sums[TOKENS + i] += batch * dt * column[HBM_RATE + i] * _rate(phi, share, phi_mem) / step_s
+            # what chunks of prompts take of the time stretches the decode steps between them
+            mix = column[MIX + i] * busy * serves
+            hot = column[HBM_RATE + i]
+            sums[TOKENS + i] += batch * dt * hot * (_ONE - mix) * _rate(phi, share, phi_mem) / step_s
             u_m, u_c = _use(prof, per_replica, context, step_s)
             prefills = column[PREFILLS + i]
             is_prefill = prefills > _ZERO
-            working = serves * (prefills * busy + column[DECODES + i] * min(per_replica, _ONE))
+            working = serves * (prefills * busy + column[DECODES + i] * max(min(per_replica, _ONE), mix))
             column[BATCH + i] = batch
             column[UTIL + i] = serves * (prefills * busy + column[DECODES + i] * fill)
-            share = _ONE if is_prefill else share
-            u_m = prof.um_prefill if is_prefill else u_m
-            u_c = prof.mfu_prefill if is_prefill else u_c
+            mix = _ONE if is_prefill else mix
+            share += mix * (_ONE - share)
+            u_m += mix * (prof.um_prefill - u_m)
+            u_c += mix * (prof.mfu_prefill - u_c)
             # a cap written a while ago comes into force
             waits_s = column[PENDING + i]
             left_s = waits_s - dt

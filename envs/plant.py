@@ -6,6 +6,7 @@ loop every tick: what trains here is what runs live.
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 
@@ -113,6 +114,28 @@ def control_step(
             arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
             plan_node, node_told, domain_told, service_told, tiles,
         )  # fmt: skip
+
+
+EPISODE = ("params", "arrivals", "prompt_tok", "output_tok", "ca2", "cs2", "limits", "told")
+"""Arrays of a plant that a reset draws and that then stay, batch axis first."""
+
+EVOLVING = (
+    "tick", "time_s", "node", "domain", "service", "totals", "ttft", "itl", "snapshot.node", "snapshot.domain",
+    "snapshot.service", "state.node", "state.domain", "state.pool", "state.service", "state.fleet", "plan.node",
+    "plan.fleet",
+)  # fmt: skip
+"""Arrays of a plant that a tick changes, the arbiter's memory and what it was told included, batch axis first."""
+
+
+@dataclass(frozen=True)
+class PlantState:
+    """Where every environment of a plant stands within its episode.
+
+    Attributes:
+        arrays: A copy of each of `EVOLVING`, by name.
+    """
+
+    arrays: dict[str, np.ndarray]
 
 
 @dataclass
@@ -224,6 +247,8 @@ class Plant:
         p["fault_scale"] = scenario.fault_scale
         p["early_rejection"] = scenario.early_rejection
         p["slo_aware_admission"] = scenario.slo_aware_admission
+        for name in ("prefix_hit_frac", "retry_frac", "retry_after_s"):
+            p[name] = getattr(scenario.load, name)
         p["parameter_seed"] = int(rng.integers(2**62))
         p["fault_seed"] = int(fault_rng.integers(2**62))
         p["nominal_w"] = fleet.domain_static["peak_w"][0]
@@ -298,6 +323,39 @@ class Plant:
             self._tiles,
         )  # fmt: skip
         return sn
+
+    def save(self) -> PlantState:
+        """Copies of everything that evolves."""
+        return PlantState({name: attrgetter(name)(self).copy() for name in EVOLVING})
+
+    def restore(self, state: PlantState, envs: np.ndarray | None = None) -> Snapshot:
+        """Go back to a saved state of the same episodes.
+
+        Args:
+            state: From `save` of this plant, with no reset in between.
+            envs: Indices of the environments that go back; all by default.
+
+        Returns:
+            The snapshot of then.
+        """
+        index = slice(None) if envs is None else np.asarray(envs)
+        for name in EVOLVING:
+            attrgetter(name)(self)[index] = state.arrays[name][index]
+        return self.snapshot
+
+    def branch(self, env: int, copies: int) -> "Plant":
+        """A plant of `copies` environments that all stand where one environment of this plant stands now.
+
+        Faults, latencies and load of the future are those that the environment itself will meet.
+
+        Args:
+            env: Which environment.
+            copies: Batch of the new plant.
+        """
+        plant = Plant(self.scenario, self.fleet, copies, self.substeps)
+        for name in EPISODE + EVOLVING:
+            attrgetter(name)(plant)[:] = attrgetter(name)(self)[env]
+        return plant
 
     def skip_to(self, ticks: np.ndarray) -> None:
         """Move each environment's clock forward without physics, so that episodes end at different times.

@@ -35,6 +35,10 @@ PLANT_PARAMS = _dtype(
     # switches
     ("early_rejection", "i8"),
     ("slo_aware_admission", "i8"),
+    # what clients and caches do
+    ("prefix_hit_frac", "f8"),  # share of a prompt's tokens whose KV is cached
+    ("retry_frac", "f8"),  # share of the rejected that come back, once
+    ("retry_after_s", "f8"),
     # draws that the kernels make
     ("fault_seed", "i8"),
     ("parameter_seed", "i8"),
@@ -119,6 +123,9 @@ PLANT_SERVICE = _dtype(
     ("active_tok", "f8"),
     ("active_ok", "f8"),
     ("active_out_tok", "f8"),
+    ("retry_req", "f8"),  # rejected once, will come back
+    ("retry_tok", "f8"),
+    ("retry_out_tok", "f8"),
     ("itl_request_s", "f8"),  # mean ITL over the life of the requests that complete now
     ("decode_req_s", "f8"),  # completions per second, a few seconds' mean
     ("context", "f8"),  # mean context of decoding requests
@@ -134,7 +141,7 @@ PLANT_SERVICE = _dtype(
     ("tick_tok", "f8"),
     ("backlog_s", "f8"),
     ("kv_frac", "f8"),
-    # conservation, since reset: offered = good + late + rejected + lost + queued + ready + active
+    # conservation, since reset: offered = served + rejected + lost + queued + ready + active + waiting to retry
     ("offered_tok", "f8"),
     ("served_tok", "f8"),
     ("late_tok", "f8"),  # of the served, those that missed a target
@@ -172,6 +179,8 @@ TOTALS = _dtype(
     ("late_req", "f8"),
     ("rejected_req", "f8"),
     ("lost_req", "f8"),
+    ("retried_req", "f8"),  # came back after a rejection; offered counts them once
+    ("preempted_req", "f8"),  # lost their place in decode to want of KV memory, and were prefilled again
     ("good_tok", "f8"),
     ("late_tok", "f8"),
     ("rejected_tok", "f8"),

@@ -8,15 +8,16 @@ capacity. Output lengths are exponential within a service, as their CV of about 
 
 import math
 
-from ..fleet.tables import DECODE
+from ..fleet.tables import AGGREGATED, DECODE
 from .compiled import kernel
 from .node_loops import decode_and_draw, offer_capacity
 from .physics import queue_wait
 from .plant_tables import HISTOGRAM_BINS, HISTOGRAM_HIGH_S, HISTOGRAM_LOW_S
 from .tiles import KV_ROOM, PREFILL_RATE, PREFILL_REPLICAS, SLOTS, TOKENS, lane_sum
 
-ITL_SPREAD = 0.06
-"""Relative spread of mean ITL over requests: ln(1.15) / 2.33, as p99 = 1.15 x mean (MODEL.md section 7)."""
+ITL_P99, ITL_SPREAD = 1.15, 0.06
+"""99th percentile of ITL over its mean with stages apart (MODEL.md section 7), and the relative spread of mean ITL
+over requests that follows: ln(1.15) / 2.33. Where a node does both, 1 + 0.35 log2(1 + b / 8) by the batch b."""
 
 BACKLOG_SHARE = 0.7
 """Share of the TTFT target that queued work may fill before early rejection sets in (RL.md, physics traps)."""
@@ -95,6 +96,36 @@ def _carried(load, servers, service_s, ca2, cs2, longest_s):
 
 
 @kernel(inline=True)
+def _come_back(sv, dt_s, after_s):
+    """Requests that try again in this step: `after_s` after their rejection in the mean, exponentially."""
+    if sv.retry_req <= 1e-9:
+        return 0.0
+    return sv.retry_req * (1.0 - math.exp(-dt_s / max(after_s, 1e-3)))
+
+
+@kernel(inline=True)
+def _preempt(sv, kv_room):
+    """Send back to prefill what decodes beyond the KV memory there is: contexts grew, or nodes left.
+
+    Their KV is dropped and computed again, as vLLM does.
+    """
+    excess = sv.active - kv_room
+    if excess <= 1e-9:
+        return 0.0
+    share = excess / sv.active
+    sv.queue_req += excess
+    sv.queue_tok += share * sv.active_tok
+    sv.queue_ok += share * sv.active_ok
+    sv.queue_out_tok += share * sv.active_out_tok
+    keep = 1.0 - share
+    sv.active *= keep
+    sv.active_tok *= keep
+    sv.active_ok *= keep
+    sv.active_out_tok *= keep
+    return excess
+
+
+@kernel(inline=True)
 def _admit(sv, admissible):
     """Let requests that are ready take the free places in decode."""
     take = min(sv.ready_req, max(admissible - sv.active, 0.0))
@@ -128,19 +159,34 @@ def serve_step(
     st = service_static[s]
     pr = params[b]
     tot = totals[b]
+    is_mixed = st.kind == AGGREGATED
     prompt_tok = max(prompt_tok, 1.0)
     output_tok = max(output_tok, 1.0)
+    fresh = arrivals
+    offered_tok = fresh * (prompt_tok + output_tok)
+    sv.offered_tok += offered_tok
+    back = _come_back(sv, dt_s, pr.retry_after_s)
+    if back > 0.0:
+        share = back / sv.retry_req
+        arrivals = fresh + back
+        prompt_tok = (fresh * prompt_tok + share * sv.retry_tok) / arrivals
+        output_tok = (fresh * output_tok + share * sv.retry_out_tok) / arrivals
+        sv.retry_req -= back
+        sv.retry_tok *= 1.0 - share
+        sv.retry_out_tok *= 1.0 - share
 
     # capacity at the clocks of now
     offer_capacity(
-        s, prompt_tok, 0.0, max(sv.context, 1.0), st.itl_s, pr.slo_aware_admission == 1, pr.phi_mem, tiles, profiles
-    )
+        s, prompt_tok, pr.prefix_hit_frac * prompt_tok, max(sv.context, 1.0), st.itl_s, pr.slo_aware_admission == 1,
+        is_mixed, pr.phi_mem, tiles, profiles,
+    )  # fmt: skip
     prefill_tok_s = lane_sum(tiles.sums, PREFILL_RATE)
     prefill_replicas = lane_sum(tiles.sums, PREFILL_REPLICAS)
     admissible = lane_sum(tiles.sums, SLOTS)
     kv_room = lane_sum(tiles.sums, KV_ROOM)
     link = 0.0
-    if prefill_replicas > 0.0:
+    preempted = _preempt(sv, kv_room)
+    if prefill_replicas > 0.0 and not is_mixed:
         for t in range(tiles.start[s], tiles.start[s + 1]):
             prof = profiles[s, tiles.static[t].sku]
             link = max(link, prof.link * prof.tp)
@@ -149,8 +195,6 @@ def serve_step(
     sv.tick_req += arrivals
     sv.tick_prompt_tok += arrivals * prompt_tok
     sv.tick_out_tok += arrivals * output_tok
-    offered_tok = arrivals * (prompt_tok + output_tok)
-    sv.offered_tok += offered_tok
     # a prompt is prefilled by one replica
     service_s = prompt_tok * prefill_replicas / prefill_tok_s if prefill_tok_s > 0.0 else st.ttft_s
     transfer_s = 1e-5
@@ -177,7 +221,13 @@ def serve_step(
     room_req = (max(door_s, 0.0) + dt_s) * sv.decode_req_s + max(admissible - sv.active, 0.0)
     room_req = min(room_tok / prompt_tok, room_req - sv.ready_req - sv.queue_req)
     admitted = min(admitted, max(room_req, 0.0))
-    rejected = arrivals - admitted
+    refused = arrivals - admitted
+    # of those refused for the first time some come back; who was refused twice does not
+    again = refused * pr.retry_frac * fresh / arrivals if arrivals > 0.0 else 0.0
+    sv.retry_req += again
+    sv.retry_tok += again * prompt_tok
+    sv.retry_out_tok += again * output_tok
+    rejected = refused - again
     rejected_tok = rejected * (prompt_tok + output_tok)
     # of those admitted: who waits at all, how long on average, and who meets the target
     short = 1.0 - beyond
@@ -194,7 +244,7 @@ def serve_step(
     sv.queue_tok += admitted * prompt_tok
     sv.queue_out_tok += admitted * output_tok
     sv.queue_ok += admitted * ok
-    sv.tick_rejected += rejected
+    sv.tick_rejected += refused
     sv.rejected_tok += rejected_tok
     sv.tick_ttft_ok += admitted * ok
     sv.tick_ttft_s += admitted * (base_s + waiting * mean_wait_s)
@@ -224,6 +274,10 @@ def serve_step(
     fill = mean_active / admissible if admissible > 0.0 else 0.0
     decode_and_draw(s, dt_s, fill, busy, max(sv.context, 1.0), pr, tiles, profiles)
     tokens = lane_sum(tiles.sums, TOKENS)
+    tail, spread = ITL_P99, ITL_SPREAD
+    if is_mixed:
+        tail = 1.0 + 0.35 * math.log2(1.0 + mean_active / max(prefill_replicas, 1.0) / 8.0)
+        spread = max(math.log(tail) / 2.33, 0.01)
     completed = 0.0
     good = 0.0
     good_tok = 0.0
@@ -235,7 +289,7 @@ def serve_step(
         share = completed / active
         life_s = mean_out * step_s
         sv.itl_request_s += (step_s - sv.itl_request_s) * (1.0 - math.exp(-2.0 * dt_s / life_s))
-        itl_ok = 1.0 / (1.0 + math.exp(-1.7 * math.log(st.itl_s / sv.itl_request_s) / ITL_SPREAD))
+        itl_ok = 1.0 / (1.0 + math.exp(-1.7 * math.log(st.itl_s / sv.itl_request_s) / spread))
         done_tok = share * (sv.active_tok + sv.active_out_tok)
         good_share = itl_ok * sv.active_ok / active
         good = completed * good_share
@@ -258,7 +312,9 @@ def serve_step(
     sv.kv_frac = min(sv.active / kv_room, 1.0) if kv_room > 0.0 else 0.0
 
     if measured:
-        tot.offered_req += arrivals
+        tot.offered_req += fresh
+        tot.retried_req += back
+        tot.preempted_req += preempted
         tot.offered_tok += offered_tok
         tot.rejected_req += rejected
         tot.rejected_tok += rejected_tok
@@ -275,7 +331,7 @@ def serve_step(
                 # mean and p99 of a step of this length
                 step_s = sv.tick_itl_s / sv.tick_tok
                 itl_histogram[b, s, histogram_bin(step_s)] += 0.98 * sv.tick_tok
-                itl_histogram[b, s, histogram_bin(1.15 * step_s)] += 0.02 * sv.tick_tok
+                itl_histogram[b, s, histogram_bin(tail * step_s)] += 0.02 * sv.tick_tok
 
 
 @kernel

@@ -21,9 +21,9 @@ TILE = 16
 (
     PHI, TEMP, CAP, PENDING, PENDING_CAP, CEILING, MOVING, OFF, DRAINED, DARK, PREFILLS, DECODES, REPLICAS, GPUS,
     RESETTING, NON_GPU, ADMISSIBLE, BATCH, UTIL, GPU_W, NODE_W, PEAK_W, LANDS,
-    DEMAND, ENERGY, HBM_RATE,
-) = range(0, 26 * TILE, TILE)  # fmt: skip
-COLUMNS = 26
+    DEMAND, ENERGY, HBM_RATE, MIX,
+) = range(0, 27 * TILE, TILE)  # fmt: skip
+COLUMNS = 27
 
 # Columns of `Tiles.sums`: per lane, over the tiles of a service.
 PREFILL_RATE, PREFILL_REPLICAS, SLOTS, KV_ROOM, TOKENS = range(0, 5 * TILE, TILE)
@@ -120,6 +120,7 @@ def gather(b, node_static, profiles, params, node, tiles):
             column[PENDING_CAP + i] = int(nd.pending_w * per_gpu + 1e-6)
             column[PENDING + i] = nd.pending_s
             column[GPU_W + i] = nd.gpu_w
+            column[BATCH + i] = nd.batch
             column[CEILING + i] = nd.ceiling
             column[MOVING + i] = nd.moving_s
             is_off = nd.down_s > 0.0 or nd.stage == PARKED

@@ -22,7 +22,15 @@ from .cap_response import Device, Sweep, Workload, fit_device, fit_workloads, pr
 TARGET_MAPE = 0.05
 """Predicted relative throughput is to be within 5 % on average."""
 
-ZEUS = {"V100": "summary_power_v100.csv", "P100": "summary_power_p100.csv", "RTX6000": "summary_power_rtx6000.csv"}
+SWEEPS = "summary_power_*.csv"
+"""One file of sweeps per device, as Zeus names them."""
+
+
+def sweep_files(folder: Path) -> dict[str, Path]:
+    """Files of sweeps by device: the last part of the file's name, in capitals."""
+    return {path.stem.removeprefix("summary_power_").upper(): path for path in sorted(folder.glob(SWEEPS))}
+
+
 SOURCE = "Zeus (NSDI'23) power-limit sweeps, zeus_powerlimit"
 
 PROTOCOLS = ("networks", "networks+1", "batches", "caps", "below")
@@ -174,6 +182,7 @@ def check_cap_response(data_dir: Path) -> list[dict]:
     from .published_curves import published_findings
 
     out = []
-    for sku, name in ZEUS.items():
-        out += device_findings(sku, read_sweeps(Path(data_dir) / "zeus_powerlimit" / name))
-    return out + published_findings(Path(data_dir) / "published_power_curves" / "curves.csv")
+    for sku, path in sweep_files(Path(data_dir) / "zeus_powerlimit").items():
+        out += device_findings(sku, read_sweeps(path))
+    curves = Path(data_dir) / "published_power_curves" / "curves.csv"
+    return out + (published_findings(curves) if curves.exists() else [])

@@ -19,7 +19,7 @@ import numpy as np
 from ...envs.physics import PHI_MIN
 from ...fleet.errors import BadInput
 
-MEMORY_EXPONENT, COMPUTE_EXPONENT = 0.5, 1.0
+MEMORY_EXPONENT, COMPUTE_EXPONENT = 1.0, 0.5
 """Of the relative rate in the draw of memory and of arithmetic, as in `envs.physics.busy_power_w` (a test compares).
 
 Sweeps hardly tell forms apart: held-out caps give 4.8, 4.5 and 3.7 % on V100 and 4.1, 4.4 and 4.7 % on RTX 6000 with

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...envs.faults import HBM_CONTAINED, RATE_PER_GPU_HOUR
 from ...envs.load import LoadSpec, generate_load
-from ...envs.plant import FAULTS_PER_GPU_HOUR
 from ...envs.scenario import PlantRanges, load_scenario
 from ...fleet.errors import BadInput
 from .cap_checks import error_row
@@ -22,6 +22,9 @@ Found = tuple[Tables, list[dict]]
 
 CURTAILMENTS = ("curtailment", "curtailment-sudden")
 """Scenarios whose cuts the ramps are held against."""
+
+FAULTS_PER_GPU_HOUR = sum(RATE_PER_GPU_HOUR) - RATE_PER_GPU_HOUR[HBM_CONTAINED]
+"""The plant's faults that end a job: contained memory errors restart an application only."""
 
 WARM_LOAD_S = 10.0
 """Loads come in two kinds: from the host's own memory or disk in 1 to 5 s, from remote storage in 20 s and more."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...envs.hardware import PROFILES
 from ...fleet.errors import BadInput
-from .cap_checks import ZEUS, device_findings, device_record
+from .cap_checks import device_findings, device_record, sweep_files
 from .cap_response import ZEUS_COLUMNS, Sweep, read_sweeps
 from .fitted_file import write_toml
 from .fleet_inputs import fleet_tables
@@ -17,7 +17,7 @@ MIN_SWEEPS = 2
 
 def _sweep_files(data: Path) -> dict[str, Path]:
     """Sweeps by device: Zeus's own, and every CSV of the folder itself that has a sweep's columns."""
-    found = {sku: data / "zeus_powerlimit" / name for sku, name in ZEUS.items()}
+    found = sweep_files(data / "zeus_powerlimit")
     found = {sku: path for sku, path in found.items() if path.is_file()}
     for path in sorted(data.glob("*.csv")):
         with open(path, errors="replace") as f:

@@ -159,7 +159,7 @@ def test_measured_inputs_agree_with_the_plant():
 def test_the_packaged_inputs_name_their_sources():
     """Every table of envs/profiles/fleet.toml says where it is from, and the plant's own numbers lie near it."""
     from flyball.envs.hardware import PROFILES
-    from flyball.envs.plant import FAULTS_PER_GPU_HOUR
+    from flyball.experiments.calibrate.fleet_inputs import FAULTS_PER_GPU_HOUR
 
     tables = tomllib.loads((PROFILES / "fleet.toml").read_text())
     for name in ("cap_response", "kv_transfer", "curtailment"):

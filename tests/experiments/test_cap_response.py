@@ -100,7 +100,7 @@ def test_no_sweep_file_is_bad_input(tmp_path):
 @pytest.mark.skipif(not (DATA / "zeus_powerlimit").is_dir(), reason="no measured data: set FLYBALL_DATA")
 def test_measured_sweeps_are_predicted_within_five_percent():
     """On a measured device, other caps than the fitted ones come within the target."""
-    sweeps = cap_response.read_sweeps(DATA / "zeus_powerlimit" / cap_checks.ZEUS["P100"])
+    sweeps = cap_response.read_sweeps(cap_checks.sweep_files(DATA / "zeus_powerlimit")["P100"])
     rows = {r["check"]: r for r in cap_checks.device_findings("P100", sweeps, chosen=("caps",))}
     row = rows["cap response: throughput, held-out caps"]
     assert row["passed"] and row["mape"] <= cap_checks.TARGET_MAPE and row["n"] > 100
