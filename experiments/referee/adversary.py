@@ -121,7 +121,7 @@ class Adversary:
         self._run_until(w.now_ms + tick_ms - tick_ms // 5 - tick_ms // 2)
 
     def _post(self, due: list, kind: str, queues: list[list]) -> None:
-        """Give every new message its fate: lost, on time, late, twice; messages are kept in our list, not the world's."""
+        """Give every new message its fate: lost, on time, late, twice; it is kept in our list, not the world's."""
         rng, trouble = self.rng, self.trouble
         for i, queue in enumerate(queues):
             for message in queue:

@@ -37,10 +37,10 @@ class Referee:
         cap_w: Caps that nodes run at the start, acknowledged as command `acked`.
         acked: Id of that command.
         trusts_clock: Whether the controller's clock advanced as time did; promises per second are judged only then.
-        trusts_network: Whether no command or report was lost or late; promises that a loss excuses are judged only then.
-        is_strict: Whether a reserve is whole again as soon as the nodes that it covered acknowledged a cap, as the design
-            has it; else once what is possible fits with the whole reserve again. And whether an agent whose lease expired
-            may still take an answer to an older report than its last.
+        trusts_network: Whether no command or report was lost or late; kept with the log.
+        is_strict: Whether a reserve is whole again as soon as the nodes that it covered acknowledged a cap, as the
+            design has it; else once what is possible fits with the whole reserve again. And whether an agent whose
+            lease expired may still take an answer to an older report than its last.
 
     Attributes:
         violations: What was broken, in order.
@@ -254,9 +254,9 @@ class Referee:
             if not same:
                 self._broken("one sequence, one command", t, where, 1, "command")
         look = self.look
-        if look and last.id[0] == command.id[0] and command.cap_w > last.cap_w:
-            if look.is_silent[i] or look.age_ms[i] > self.site.timing.stale_ms:
-                self._broken("no raise without telemetry", t, where, command.cap_w - last.cap_w)
+        is_raised = last.id[0] == command.id[0] and command.cap_w > last.cap_w
+        if look and is_raised and (look.is_silent[i] or look.age_ms[i] > self.site.timing.stale_ms):
+            self._broken("no raise without telemetry", t, where, command.cap_w - last.cap_w)
 
     def _judge_fallbacks(self, t: int) -> None:
         cut, of = self.site.deepest_cut
@@ -329,9 +329,9 @@ class Referee:
                 continue
             is_shed = (plan.is_shedding and command.stage == PARKED) or self.is_shed[i]
             since = self.stage_since[i]
-            if not (plan.is_shedding and command.stage == PARKED):
-                if since is not None and t - since < timing.dwell_ms:
-                    self._broken("dwell", t, f"node {i}", timing.dwell_ms - (t - since), "ms")
+            is_forced = plan.is_shedding and command.stage == PARKED
+            if not is_forced and since is not None and t - since < timing.dwell_ms:
+                self._broken("dwell", t, f"node {i}", timing.dwell_ms - (t - since), "ms")
             self.stage_since[i] = t
             self.is_shed[i] = plan.is_shedding and command.stage == PARKED
             if not is_shed:

@@ -97,7 +97,6 @@ class World:
         self.sampled_ms = [-NEVER_MS] * len(self.nodes)
         self.heard_boot = [0] * len(self.nodes)
         self.has_rebooted = [False] * len(self.nodes)
-        self.told = [list((d.peak_w, d.peak_w, NEVER_MS)) for d in self.site.domains]
         self.limit_w = [d.peak_w for d in self.site.domains]
         self.next: list[tuple | None] = [None] * len(self.site.domains)  # (limit, start, announced at)
         self.plans = 0
@@ -115,7 +114,6 @@ class World:
         other.commands = [q.copy() for q in self.commands]
         other.reports = [q.copy() for q in self.reports]
         other.table = self.table.copy()
-        other.told = [row.copy() for row in self.told]
         for name in ("heard_ms", "sampled_ms", "heard_boot", "has_rebooted", "limit_w", "next"):
             setattr(other, name, getattr(self, name).copy())
         return other
@@ -250,7 +248,7 @@ class World:
         self.reports[i].append((heard, moving_ms / 1000, xid))
 
     def hear(self, i: int, k: int = 0, keep: bool = False, demand_w: float | None = None, util: float = 0.5) -> None:
-        """The k-th report on its way from node i arrives; older than the last one it is dropped, as the service does."""
+        """The k-th report on its way from node i arrives; one older than the last is dropped, as the service does."""
         queue = self.reports[i]
         heard, moving_s, xid = queue[k] if keep else queue.pop(k)
         if heard.boot < self.heard_boot[i] or heard.sampled_ms <= self.sampled_ms[i]:
