@@ -216,3 +216,9 @@ def test_a_saving_bid_parks_nobody():
 def test_long_lags_survive_a_right_clock(seed):
     """A firmware lag of several ticks is waited for."""
     assert not play(seed, Trouble(loss=0.1), firmware_lag_s=2.5).violations
+
+
+@pytest.mark.xfail(strict=True, reason="a clock that jumps credits two ticks of firmware lag for one")
+def test_long_lags_survive_a_jumping_clock():
+    """Guarantee 1 rests on no clock: a jump releases nothing before the firmware's lag has passed."""
+    assert not play(0, Trouble(jump=0.3), 30, firmware_lag_s=2.5).violations
