@@ -334,3 +334,12 @@ def bench_env(as_json: bool) -> None:
 def bench_arbiter(as_json: bool) -> None:
     """Time of one settlement, by fleet size."""
     _bench("arbiter", as_json)
+
+
+@bench.command("soak")
+@click.option("--node-settlements", type=int, default=10_000_000, show_default=True, help="Settlements times nodes.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+def bench_soak(node_settlements: int, seed: int, as_json: bool) -> None:
+    """Random fleets under hostile bids and networks; counts broken promises."""
+    _bench("soak", as_json, node_settlements=node_settlements, seed=seed)
