@@ -143,6 +143,8 @@ DOMAIN_STATE = _dtype(
     ("in_force_w", "i8"),  # the limit that guarantee 1 is held to
     ("pending_w", "i8"),  # the lower demanded limit that waits for its grace
     ("cut_at_s", "f8"),  # when pending_w becomes the limit in force; NEVER_S when none
+    ("deeper_w", "i8"),  # the same for a deeper cut made while pending_w waits
+    ("deeper_at_s", "f8"),
     ("announced_w", "i8"),  # lower limit announced with at least the grace: in force when it starts
     ("bank_ws", "f8"),  # unspent watt-seconds of the window
     ("level", "f8"),  # last water level: where the next search starts, which never changes its result

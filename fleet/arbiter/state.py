@@ -115,6 +115,8 @@ def initial_state(
     domain["in_force_w"] = domains["peak_w"]
     domain["pending_w"] = domains["peak_w"]
     domain["cut_at_s"] = NEVER_S
+    domain["deeper_w"] = domains["peak_w"]
+    domain["deeper_at_s"] = NEVER_S
     domain["announced_w"] = NO_LIMIT_W
     domain["fallback_available_w"] = NO_LIMIT_W
     pool = np.full((batch, fleet.pools), np.nan).astype(POOL_STATE)
