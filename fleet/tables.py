@@ -134,6 +134,8 @@ NODE_STATE = _dtype(
     ("dwell_s", "f8"),  # since the last stage move
     ("is_parked", "i8"),  # parking was seen to have happened: the node counts as parked_max_w
     ("is_drained", "i8"),
+    ("drained_at_s", "f8"),  # when it was last drained; -NEVER_S when it never was
+    ("cordoned_at_s", "f8"),  # the same for drains that a fault called for: the breaker counts them
     ("shed_from", "i8"),  # 0: not parked by shedding; else 1 + the stage that it returns to
     ("fallback_share_w", "i8"),  # its share of what the deepest cut leaves: fallback_w is at most this
     ("fallback_w", "i8"),
@@ -166,6 +168,7 @@ FLEET_STATE = _dtype(
     ("time_s", "f8"),
     ("ticks", "i8"),
     ("epoch", "i8"),
+    ("is_tripped", "i8"),  # the cordon breaker: no node is drained until a person resets it
 )
 
 # ── plan: what is commanded ─────────────────────────────────────────────────────────────────────────────
@@ -187,4 +190,5 @@ FLEET_PLAN = _dtype(
     ("correction", "f8"),  # mean squared relative distance between caps asked and granted
     ("shed_level", "i8"),  # a fleet.plan.Shed
     ("moves", "i8"),  # stage moves started at this tick
+    ("is_tripped", "i8"),  # the cordon breaker stands open
 )

@@ -88,7 +88,9 @@ def settle_one(
     needs_health = read_nodes(dt_s, fleet, node_static, sn_node, st_node, bid_node, node, weight, pool)
     update_filters(dt_s, sn_service, st_pool, pool)
     if needs_health:
-        update_drains(node_static, service_static, fleet, sn_node, st_node, bid_node, node, pool, scratch.count)
+        update_drains(
+            now_s, node_static, service_static, fleet, sn_node, st_node, st_fleet, bid_node, node, pool, scratch.count
+        )
     moves = update_stages(dt_s, node_static, service_static, fleet, sn_node, st_node, st_service, node, pool)
     classify(node_static, fleet, sn_node, st_node, node)
     set_reserves(domain_static, node, domain)
@@ -113,6 +115,7 @@ def settle_one(
     plan_fleet.correction = correction / max(len(node_static), 1)
     plan_fleet.shed_level = max(shed_level, 3) if is_shedding else shed_level
     plan_fleet.moves = moves
+    plan_fleet.is_tripped = st_fleet.is_tripped
 
 
 @kernel
