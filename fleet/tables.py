@@ -134,6 +134,8 @@ NODE_STATE = _dtype(
     ("dwell_s", "f8"),  # since the last stage move
     ("is_parked", "i8"),  # parking was seen to have happened: the node counts as parked_max_w
     ("is_drained", "i8"),
+    ("drained_at_s", "f8"),  # when it was last drained; -NEVER_S when it never was
+    ("cordoned_at_s", "f8"),  # the same for drains that a fault called for: the breaker counts them
     ("shed_from", "i8"),  # 0: not parked by shedding; else 1 + the stage that it returns to
     ("fallback_share_w", "i8"),  # its share of what the deepest cut leaves: fallback_w is at most this
     ("fallback_w", "i8"),
@@ -143,6 +145,8 @@ DOMAIN_STATE = _dtype(
     ("in_force_w", "i8"),  # the limit that guarantee 1 is held to
     ("pending_w", "i8"),  # the lower demanded limit that waits for its grace
     ("cut_at_s", "f8"),  # when pending_w becomes the limit in force; NEVER_S when none
+    ("deeper_w", "i8"),  # the same for a deeper cut made while pending_w waits
+    ("deeper_at_s", "f8"),
     ("announced_w", "i8"),  # lower limit announced with at least the grace: in force when it starts
     ("bank_ws", "f8"),  # unspent watt-seconds of the window
     ("level", "f8"),  # last water level: where the next search starts, which never changes its result
@@ -164,6 +168,7 @@ FLEET_STATE = _dtype(
     ("time_s", "f8"),
     ("ticks", "i8"),
     ("epoch", "i8"),
+    ("is_tripped", "i8"),  # the cordon breaker: no node is drained until a person resets it
 )
 
 # ── plan: what is commanded ─────────────────────────────────────────────────────────────────────────────
@@ -185,4 +190,5 @@ FLEET_PLAN = _dtype(
     ("correction", "f8"),  # mean squared relative distance between caps asked and granted
     ("shed_level", "i8"),  # a fleet.plan.Shed
     ("moves", "i8"),  # stage moves started at this tick
+    ("is_tripped", "i8"),  # the cordon breaker stands open
 )

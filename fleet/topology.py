@@ -104,6 +104,11 @@ class Timing:
         """When an un-noticed cut is in force: tick + actuation p99 + firmware lag."""
         return self.tick_s + self.actuation_p99_s + self.firmware_lag_s
 
+    @property
+    def dead_service_grace_s(self) -> float:
+        """When an un-noticed cut is met although the service died with it: leases must run out first."""
+        return max(self.grace_s, self.lease_ttl_s + self.firmware_lag_s)
+
 
 @dataclass(frozen=True)
 class Fleet:

@@ -150,6 +150,7 @@ class Engine:
         self._events: tuple[BudgetEvent, ...] = tuple(store.budget_events(self.started_s))
         self._orders: dict[str, Override] = store.overrides()
         self._orders_lock = threading.Lock()
+        self._is_breaker_reset_due = False
         self._pending: deque[Note] = deque()
         self.notes: deque[Note] = deque(maxlen=NOTES_KEPT)
         self._note_taker, self._trail = NoteTaker(fleet), AuditTrail()
@@ -220,8 +221,13 @@ class Engine:
             self._decision = self.assured.decide(snapshot, observe(self.fleet, self._state, snapshot))
             if self._decision.changed:
                 self.say("policy", self._decision.changed)
+        if self._is_breaker_reset_due:
+            self._is_breaker_reset_due = False
+            self._state = self._state.with_breaker_reset()
         ordered = tuple(self._orders[n.name].kind if n.name in self._orders else "" for n in self.fleet.nodes)
         state, plan = settle(self.fleet, self._state, snapshot, with_orders(self._decision.bids, ordered))
+        if state.fleet["is_tripped"][0] and not self._state.fleet["is_tripped"][0]:
+            self.say("health", "the cordon breaker tripped: nothing more is drained until an operator resets it")
         self._state = state if self.mode is Mode.ENFORCE else unmoved(state, heard)
         view = self._make_view(now_s, heard, plan, limits, ordered)
         self._count(view)
@@ -440,6 +446,11 @@ class Engine:
             self._orders = {n: o for n, o in self._orders.items() if n != node}
             self.telemetry.forgive(self.fleet.node_index[node])
         self.say("health", f"{node}: released by {author}")
+
+    def reset_breaker(self, author: str) -> None:
+        """Let drains go on after the cordon breaker tripped; it applies from the next tick on."""
+        self._is_breaker_reset_due = True
+        self.say("health", f"the cordon breaker was reset by {author}")
 
     def take_health_event(self, node: str, verdict: HealthVerdict, event: dict[str, Any], author: str) -> None:
         """Durably keep a health event and do what it asks for."""

@@ -23,6 +23,10 @@ DRAINING_ACTIONS = ("gpu_reset", "reboot", "fabric", "human", "meta")
 XID_TABLE_SIZE = 256
 
 
+DRAIN_WINDOW_S, BREAKER_FRAC = 300.0, 0.5
+"""FIELD.md section 2: half of the nodes within five minutes trip the breaker. A single node never does."""
+
+
 def _draining_table() -> np.ndarray:
     table = np.ones(XID_TABLE_SIZE, np.int8)
     table[0] = 0
@@ -47,12 +51,29 @@ def xid_drains(xid):
     return xid < 0 or xid >= XID_TABLE_SIZE or XID_DRAINS[xid] != 0
 
 
+@kernel(inline=True)
+def counts_as_drained(st, now_s):
+    """True for a node that is drained, or was within the window."""
+    return st.is_drained != 0 or now_s - st.drained_at_s < DRAIN_WINDOW_S
+
+
 @kernel
-def update_drains(node_static, service_static, fleet, sn_node, st_node, bid_node, node, pool, count):
+def update_breaker(now_s, st_node, st_fleet):
+    """Trip the breaker when faults took too many nodes out within the window; only a person resets it."""
+    recent = 0
+    for i in range(len(st_node)):
+        recent += 1 if now_s - st_node[i].cordoned_at_s < DRAIN_WINDOW_S else 0
+    if recent > 1 and recent >= BREAKER_FRAC * len(st_node):
+        st_fleet.is_tripped = 1
+
+
+@kernel
+def update_drains(now_s, node_static, service_static, fleet, sn_node, st_node, st_fleet, bid_node, node, pool, count):
     """Return healthy nodes, then drain faulty ones, then those bid for, by id within the allowed shares.
 
-    A failure domain loses at most `max_drain_frac` of its nodes (at least one), and a service keeps its minimum
-    of nodes per stage: a node that cannot serve anyway costs no capacity.
+    A failure domain loses at most `max_drain_frac` of its nodes (at least one) at once and within a window, and a
+    service keeps its minimum of nodes per stage: a node that cannot serve anyway costs no capacity. Nothing more is
+    drained while the breaker is open.
     """
     drained, size = count[0], count[1]
     drained[:] = 0
@@ -65,15 +86,19 @@ def update_drains(node_static, service_static, fleet, sn_node, st_node, bid_node
             st_node[i].is_drained = 0
             if st_node[i].stage_cmd < STAGES:
                 pool[COMMANDED, STAGES * node_static[i].service + st_node[i].stage_cmd] += 1
-        drained[f] += st_node[i].is_drained
+        drained[f] += counts_as_drained(st_node[i], now_s)
+    update_breaker(now_s, st_node, st_fleet)
     for cause in range(2):
         for i in range(len(node_static)):
+            if st_fleet.is_tripped != 0:
+                return
             if st_node[i].is_drained != 0:
                 continue
             if not (xid_drains(sn_node[i].xid) if cause == 0 else bid_node[i, 0] > 0.5):
                 continue
             f = node_static[i].failure_domain
-            if drained[f] + 1 > max(1, int(fleet.max_drain_frac * size[f])):
+            is_new = 0 if counts_as_drained(st_node[i], now_s) else 1
+            if drained[f] + is_new > max(1, int(fleet.max_drain_frac * size[f])):
                 continue
             stage, s = st_node[i].stage_cmd, node_static[i].service
             if node[FRESH, i] != 0 and sn_node[i].is_up != 0 and stage != PARKED:
@@ -82,4 +107,8 @@ def update_drains(node_static, service_static, fleet, sn_node, st_node, bid_node
                     continue
                 pool[COMMANDED, STAGES * s + stage] -= 1
             st_node[i].is_drained = 1
-            drained[f] += 1
+            st_node[i].drained_at_s = now_s
+            drained[f] += is_new
+            if cause == 0:
+                st_node[i].cordoned_at_s = now_s
+                update_breaker(now_s, st_node, st_fleet)

@@ -39,20 +39,33 @@ def domain_charge(node_static, st_node, start, end):
 
 @kernel
 def track_limit_in_force(record, now_w, next_w, next_in_s, time_s, grace_s):
-    """Advance the limit in force: announced cuts at their start, others after the grace, raises at once."""
-    if time_s >= record.cut_at_s:
+    """Advance the limit in force: announced cuts at their start, others after the grace, raises at once.
+
+    A deeper cut while another waits runs its own grace from its own start, and does not prolong the first one's. A
+    third within one grace waits until the first is in force.
+    """
+    while time_s >= record.cut_at_s:
         record.in_force_w = min(record.in_force_w, record.pending_w)
-        record.cut_at_s = NEVER_S
+        record.pending_w, record.cut_at_s = record.deeper_w, record.deeper_at_s
+        record.deeper_at_s = NEVER_S
     if now_w >= record.in_force_w or record.announced_w <= now_w:
         record.in_force_w = now_w
         record.cut_at_s = NEVER_S
+        record.deeper_at_s = NEVER_S
     elif record.cut_at_s >= NEVER_S:
         record.pending_w = now_w
         record.cut_at_s = time_s + grace_s
     else:
-        # a deeper cut while one waits gets its own grace when the first is in force
-        record.pending_w = max(record.pending_w, now_w)
         record.cut_at_s = min(record.cut_at_s, time_s + grace_s)  # the clock may have stepped back
+        if now_w >= record.pending_w:
+            record.pending_w = now_w
+            record.deeper_at_s = NEVER_S
+        elif record.deeper_at_s >= NEVER_S:
+            record.deeper_w = now_w
+            record.deeper_at_s = time_s + grace_s
+        else:
+            record.deeper_w = max(record.deeper_w, now_w)
+            record.deeper_at_s = min(record.deeper_at_s, time_s + grace_s)
     if grace_s <= next_in_s < NEVER_S:
         record.announced_w = next_w
     elif not next_in_s < NEVER_S:

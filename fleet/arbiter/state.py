@@ -52,6 +52,13 @@ class ArbiterState:
             self.node.copy(), self.domain.copy(), self.pool.copy(), self.service.copy(), self.fleet.copy()
         )
 
+    def with_breaker_reset(self) -> "ArbiterState":
+        """The state after a person reset the cordon breaker: past cordons are forgotten, standing drains are not."""
+        state = self.copy()
+        state.fleet["is_tripped"] = 0
+        state.node["cordoned_at_s"] = -NEVER_S
+        return state
+
     def env(self, index: int) -> "ArbiterState":
         """One environment as a batch of one (a view)."""
         return ArbiterState(*(t[index : index + 1] for t in self.tables))
@@ -110,11 +117,15 @@ def initial_state(
     node["cap_possible_w"] = static["cap_max_w"]
     node["fallback_w"] = static["cap_min_w"]
     node["demand_w"] = np.nan
+    node["drained_at_s"] = -NEVER_S
+    node["cordoned_at_s"] = -NEVER_S
     node["fallback_possible_w"] = static["cap_max_w"]
     domain = np.zeros((batch, len(domains)), DOMAIN_STATE)
     domain["in_force_w"] = domains["peak_w"]
     domain["pending_w"] = domains["peak_w"]
     domain["cut_at_s"] = NEVER_S
+    domain["deeper_w"] = domains["peak_w"]
+    domain["deeper_at_s"] = NEVER_S
     domain["announced_w"] = NO_LIMIT_W
     domain["fallback_available_w"] = NO_LIMIT_W
     pool = np.full((batch, fleet.pools), np.nan).astype(POOL_STATE)

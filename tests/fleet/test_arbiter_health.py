@@ -29,11 +29,59 @@ def test_drains_stay_within_every_failure_domain(world, seed, racks):
         sn.node["is_up"][0] = rng.uniform(size=n) < 0.9
         state, plan = settle(fleet, state, sn, bids)
         drained = plan.node["is_drained"][0] != 0
+        lately = state.node["drained_at_s"][0] > -1.0
         for f in np.unique(failure):
             size = int((failure == f).sum())
+            assert int(lately[failure == f].sum()) <= max(1, int(0.25 * size))
             assert int(drained[failure == f].sum()) <= max(1, int(0.25 * size))
         assert (plan.node["is_cordoned"][0][~drained] == 0).all()
         sn = world.follow(sn, state, plan)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_breaker_stops_cordons_until_a_person_resets_it(world, seed):
+    """Half of the nodes cordoned within five minutes trip the breaker; it stays open, whatever comes, until reset."""
+    rng = np.random.default_rng(seed)
+    fleet = world.site((2, 2, 2, 2), 1.2)
+    state = initial_state(fleet, 1, assume_acked=True)
+    sn = world.warm(fleet, state)
+    bids = Bids.neutral(1, fleet.pools, 8)
+    sn.node["xid"][0, (1, 3, 4, 6) if rng.integers(2) else (0, 2, 5, 7)] = 79  # half, and of either stage
+    state, plan = settle(fleet, state, sn, bids)
+    assert plan.fleet["is_tripped"][0] == 1
+    assert plan.node["is_cordoned"][0].sum() == 4  # one of every failure domain, and no more
+    for dt_s in (1.0, 400.0, 4000.0):
+        sn = world.follow(sn, state, plan, dt_s)
+        sn.node["xid"][0] = rng.choice([0, 79, 119], 8)
+        bids.node[0, :, 0] = rng.choice([-1.0, 1.0], 8)
+        before = state.node["is_drained"][0].copy()
+        state, plan = settle(fleet, state, sn, bids)
+        assert plan.fleet["is_tripped"][0] == 1
+        assert (plan.node["is_drained"][0] <= before).all()  # nodes may return, none is taken out
+    sn = world.follow(sn, state, plan, 400.0)
+    sn.node["xid"][0], sn.node["is_up"][0] = 0, 1
+    bids.node[:] = 0.0
+    state, plan = settle(fleet, state, sn, bids)
+    assert plan.node["is_drained"].sum() == 0
+    state = state.with_breaker_reset()
+    sn = world.follow(sn, state, plan)
+    sn.node["xid"][0, 1] = 79
+    state, plan = settle(fleet, state, sn, bids)
+    assert plan.fleet["is_tripped"][0] == 0
+    assert plan.node["is_cordoned"][0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
+
+
+def test_drains_that_a_policy_bids_for_never_trip_the_breaker(world):
+    """Only faults are counted: a policy cannot take the breaker away from the operator."""
+    fleet = world.site((2, 2, 2, 2), 1.2)
+    state = initial_state(fleet, 1, assume_acked=True)
+    sn = world.warm(fleet, state)
+    bids = Bids.neutral(1, fleet.pools, 8)
+    bids.node[0, :, 0] = 1.0
+    state, plan = settle(fleet, state, sn, bids)
+    assert plan.node["is_drained"].sum() >= 3
+    assert plan.fleet["is_tripped"][0] == 0
 
 
 @pytest.mark.parametrize("stage", [PREFILL, DECODE])

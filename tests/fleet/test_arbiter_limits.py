@@ -127,3 +127,67 @@ def test_hostile_limits_never_crash(world):
         _, plan = settle(fleet, state, sn, Bids.neutral(1, fleet.pools, 4))
         assert (plan.node["cap_w"] >= 1600).all()
         assert (plan.node["cap_w"] <= 5600).all()
+
+
+def test_a_second_cut_runs_its_own_grace(world):
+    """Guarantee 2: two un-noticed cuts are each in force one grace after they were made."""
+    fleet = world.site((4,), 1.2)
+    state = initial_state(fleet, 1, assume_acked=True)
+    sn = world.warm(fleet, state)
+    bids = Bids.neutral(1, fleet.pools, 4)
+    peak_w = fleet.domains[0].peak_w
+    low_w, lower_w = peak_w - 2000, peak_w - 4000
+    seen = []
+    for limit_w in (low_w, lower_w, lower_w, lower_w, lower_w, lower_w):
+        sn.domain["limit_w"][0, 0] = limit_w
+        state, plan = settle(fleet, state, sn, bids)
+        sn = world.follow(sn, state, plan)
+        seen.append(int(state.domain["in_force_w"][0, 0]))
+    assert fleet.timing.grace_s == 3.0
+    assert seen == [peak_w, peak_w, peak_w, low_w, lower_w, lower_w]
+
+
+def test_fallbacks_make_room_for_nodes_that_will_not_fall(world):
+    """Guarantee 3: a silent node counts at its maximum in the sum of the fallbacks, until it is heard again."""
+    fleet = world.site((4, 4), 0.7)
+    state = initial_state(fleet, 1, assume_acked=True)
+    sn = world.warm(fleet, state)
+    bids = Bids.neutral(1, fleet.pools, 8)
+    state, plan = settle(fleet, state, sn, bids)
+    before_w = state.node["fallback_share_w"][0].copy()
+    sn = world.follow(sn, state, plan)
+    sn.node["is_silent"][0, 5] = 1
+    state, plan = settle(fleet, state, sn, bids)
+    share_w = state.node["fallback_share_w"][0]
+    draw_w = int(np.delete(share_w, 5).sum()) + int(fleet.node_static["cap_max_w"][5])
+    fits_w = int((1 - fleet.deepest_cut_frac) * fleet.domains[0].peak_w)
+    assert draw_w + int(fleet.node_static["non_gpu_max_w"].sum()) <= fits_w
+    assert (share_w <= before_w).all()
+    sn = world.follow(sn, state, plan)
+    sn.node["is_silent"][0, 5] = 0
+    state, _ = settle(fleet, state, sn, bids)
+    assert state.node["fallback_share_w"][0].tolist() == before_w.tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), cut_frac=st.floats(0.0, 0.3))
+def test_a_cut_is_met_by_expired_leases_alone(world, seed, cut_frac):
+    """Guarantee 3: if the service dies with a cut of up to `deepest_cut_frac`, what leases fall back to fits it."""
+    rng = np.random.default_rng(seed)
+    # generous above the smallest caps: nothing would have to be parked
+    fleet = world.site((4, 4), 0.8)
+    state = initial_state(fleet, 1, assume_acked=True)
+    sn = world.warm(fleet, state)
+    for tick in range(8):
+        state, plan = settle(fleet, state, sn, world.bids(fleet, rng, "power", tick))
+        sn = world.follow(sn, state, plan)
+    limit_w = int((1.0 - cut_frac) * fleet.domains[0].peak_w)
+    fallen_w = int(np.minimum(plan.node["cap_w"][0], plan.node["fallback_w"][0]).sum())
+    assert fallen_w + int(fleet.node_static["non_gpu_max_w"].sum()) <= limit_w
+
+
+def test_leases_within_the_grace_close_it_for_a_dead_service(world):
+    """The time after which a cut is met by a dead service is the grace itself when leases are short enough."""
+    default, short = world.site((4,), 0.8).timing, world.site((4,), 0.8, lease_ttl_s=2.0).timing
+    assert (default.grace_s, default.dead_service_grace_s) == (3.0, 6.0)
+    assert short.dead_service_grace_s == short.grace_s == 3.0

@@ -349,7 +349,8 @@ def test_a_node_that_cannot_obey_counts_at_what_it_reads_back(world, seed, kind,
     fleet = world.site((4, 4), 1.25)
     state = initial_state(fleet, 1, assume_acked=True)
     emulated = world.emulate(fleet, state, rng)
-    broken = emulated.nodes[int(rng.integers(8))]
+    i = int(rng.integers(8))
+    broken = emulated.nodes[i]
     receive, stuck_w = broken.receive, 0
 
     def obey(row, now_s, lag_s):
@@ -366,11 +367,10 @@ def test_a_node_that_cannot_obey_counts_at_what_it_reads_back(world, seed, kind,
             emulated.set_limit(0, int(fleet.domains[0].peak_w * 0.9))
         look = emulated.look()
         look.node["demand_w"] = 5000.0  # every watt is wanted, so that none is spare by chance
-        look.node["xid"][0, emulated.nodes.index(broken)] = 79 if tick >= 5 else 0
+        look.node["xid"][0, i] = 79 if tick >= 5 else 0
         bids = world.bids(fleet, rng, kind, tick)
         bids.node[:] = 0.0  # nobody else takes the drain that the broken node needs
         state, plan = settle(fleet, state, look, bids)
         emulated.act(plan, emulated.__class__.assert_within_limits)
-    i = emulated.nodes.index(broken)
     assert plan.node["is_drained"][0, i] and plan.node["cap_w"][0, i] <= stuck_w
     assert state.node["cap_possible_w"][0, i] == stuck_w

@@ -170,3 +170,17 @@ def test_caps_always_fit_the_limit_in_force_through_two_cuts(site):
         view = site.engine.view
         assert (view.domain_possible_w <= view.in_force_w).all()
     assert np.isclose(view.in_force_w[0], 35_000)
+
+
+def test_a_tripped_breaker_waits_for_an_operator(make_site):
+    """The service says that the breaker tripped, keeps it so, and closes it at the tick after the reset."""
+    site = make_site()
+    site.run(3)
+    # the arbiter's own tests trip it by faults; here only what the service does about it
+    site.engine._state.fleet["is_tripped"] = 1
+    site.run(3)
+    assert site.engine.view.plan.fleet["is_tripped"][0] == 1
+    site.engine.reset_breaker("ada")
+    site.run(1)
+    assert site.engine.view.plan.fleet["is_tripped"][0] == 0
+    assert any("reset by ada" in note.text for note in site.engine.notes)
