@@ -1,0 +1,97 @@
+"""The results page is made of rows alone, and says where a policy does not win."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from flyball.cli import main
+from flyball.experiments.results.page import page, write_page
+
+COMMAND = (
+    "evaluate", "--scenario", "bursty", "steady", "--policy", "champion", "--policy", "static", "--seeds", "8",
+    "--set", "seconds=90", "--set", "warmup_s=30", "--ablate", "--jobs", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A page made by the command line: its path, and what the command printed."""
+    path = tmp_path_factory.mktemp("docs") / "results.md"
+    done = CliRunner().invoke(main, [*COMMAND, "--page", str(path), "--json"])
+    assert done.exit_code == 0, done.output
+    return path, json.loads(done.stdout)
+
+
+def test_page_has_a_table_per_scenario_and_the_command_above(made):
+    """Every row's goodput stands in the table of its scenario, below the command that made it."""
+    path, result = made
+    text = path.read_text()
+    assert text.index(result["command"]) < text.index("### bursty") < text.index("### steady")
+    for row in result["rows"]:
+        if not row["ablation"]:
+            assert f"{row['kpis']['goodput_tok_s_per_mw']['mean']:,.0f}" in text
+    assert result["page"] == str(path)
+
+
+def test_page_shows_its_figure_and_links_its_rows(made):
+    """Relative links lead somewhere, and the figure is a picture."""
+    path, _ = made
+    links = [t for t in re.findall(r"\]\(([^)#]+)\)", path.read_text()) if "://" not in t]
+    assert len(links) == 2 and all((path.parent / t).exists() for t in links)
+    assert (path.parent / "results" / "forest.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_page_comes_again_from_its_rows(made, tmp_path):
+    """`python -m flyball.experiments.results` writes the same page from the rows beside it: no hand in it."""
+    path, _ = made
+    again = tmp_path / "results.md"
+    command = [sys.executable, "-m", "flyball.experiments.results", str(path.parent / "results" / "rows.json")]
+    subprocess.run([*command, str(again)], check=True, capture_output=True)
+    assert again.read_text() == path.read_text()
+    for name in ("rows.json", "forest.png"):
+        assert (tmp_path / "results" / name).read_bytes() == (path.parent / "results" / name).read_bytes()
+
+
+def test_page_says_where_the_policy_does_not_win(made):
+    """Every comparison of a policy file that is not superior has its line with numbers."""
+    path, result = made
+    text = path.read_text()
+    section = text[text.index("## Where it does not win") :] if "## Where it does not win" in text else ""
+    lost = [r for r in result["rows"] if r["is_learned"] and not r["ablation"] and r["verdict"] != "superior"]
+    assert section.count("\n- champion in ") == len(lost)
+
+
+def test_page_marks_families_that_training_never_saw(made):
+    """The champion was not trained on `steady`: the matrix marks that cell, and no other."""
+    path, result = made
+    assert "steady" not in next(r for r in result["rows"] if r["policy"] == "champion")["trained_on"]
+    text = path.read_text()
+    matrix = text[text.index("## Across families") : text.index("## Without one bid channel")]
+    line = next(x for x in matrix.splitlines() if x.startswith("| champion |"))
+    assert [("◇" in cell) for cell in line.split("|")[2:4]] == [False, True]
+
+
+def test_page_tells_budgets(made):
+    """CPU of tuning by baseline, and what the policy file's card says of its training."""
+    path, result = made
+    text = path.read_text()
+    assert {t["policy"] for t in result["budgets"]["tuning"]} == {"static", "greedy"}
+    assert f"{result['budgets']['training'][0]['steps']:,}" in text[text.index("## Budgets") :]
+
+
+def test_page_needs_a_markdown_file():
+    """Another suffix is refused before any work."""
+    done = CliRunner().invoke(main, [*COMMAND, "--page", "results.html"])
+    assert done.exit_code == 2 and "Markdown" in done.stderr
+
+
+def test_page_of_baselines_alone_is_a_page(tmp_path):
+    """Without policy files, and with a single policy, there is less to say and nothing breaks."""
+    args = ("evaluate", "--scenario", "bursty", "--policy", "greedy", "--seeds", "1", "--set", "seconds=90", "--json")
+    result = json.loads(CliRunner().invoke(main, args).stdout)
+    assert "## By scenario" in write_page(result, tmp_path / "alone.md").read_text()
+    assert "forest.png" not in page(result, "alone")
