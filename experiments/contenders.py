@@ -16,6 +16,9 @@ from ..policies.base import Policy
 
 CLAIRVOYANT = "clairvoyant"
 
+ALL_BASELINES = "baselines"
+"""Stands for every baseline that can run live."""
+
 CHANNELS = tuple(f.name for f in (*POOL_BIDS, *FLEET_BIDS))
 """Bid channels that an ablation can give back to the base: watts, nodes, clock, spend."""
 
@@ -80,7 +83,8 @@ def contenders(
         BadInput: a group that bears a policy's name.
     """
     out: list[Contender] = []
-    for name in (*names, "best-baseline"):
+    asked = [n for name in names for n in (registry.CANDIDATES if name == ALL_BASELINES else (name,))]
+    for name in (*asked, "best-baseline"):
         real = registry.best_baseline_name(scenario) if name == "best-baseline" else name
         if real not in [c.name for c in out]:
             out.append(Contender(real, (real,)))

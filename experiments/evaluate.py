@@ -12,7 +12,7 @@ from ..envs.episodes import read_file
 from ..envs.scenario import Scenario, check_scenario, load_scenario
 from ..fleet.errors import BadInput
 from .bench.fleets import rows_of_racks, scenario_on
-from .contenders import CLAIRVOYANT, Contender, contenders, fingerprint, make_policy, trained_on
+from .contenders import ALL_BASELINES, CLAIRVOYANT, Contender, contenders, fingerprint, make_policy, trained_on
 from .machine import versions
 from .rows import HEADLINE, Case, judge, rows_of
 from .windows import PIECE, Task, code_hash, is_kept, run
@@ -28,7 +28,7 @@ SUITES = {
 
 STANDARD = "standard"
 
-DEFAULT_POLICIES = ("uniform", "static", "proportional", "greedy")
+DEFAULT_POLICIES = (ALL_BASELINES,)
 
 TEST_SEED = 1_000_000
 """First seed of test windows; tuning and training use seeds below it, and other blocks of a trace."""
@@ -43,7 +43,8 @@ class EvaluateConfig:
 
     Attributes:
         scenarios: Names or paths.
-        policies: Names or ONNX files; the best tuned baseline of each family is added.
+        policies: Names or ONNX files, "baselines" for every one that can run live; the best tuned baseline of each
+            family is added.
         suite: Name printed with the rows.
         load: Trace or rate table; generated load if None.
         seeds: Windows per scenario and policy.

@@ -132,12 +132,14 @@ def _each(pieces, processes: int, is_apart: bool) -> Iterator[tuple[Task, Window
         futures = {pool.submit(play, task, seeds): task for task, seeds in pieces}
         try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise FlyballError(
-                "a process of the evaluation died, often for want of memory; run it again with --jobs 1 "
-                "(--out keeps what was done)"
-            ) from None
+                try:
+                    found = future.result()
+                except BrokenProcessPool:
+                    raise FlyballError(
+                        f"a process died, perhaps that of {futures[future].label}, often for want of memory; run it "
+                        "again with --jobs 1 (--out keeps what was done)"
+                    ) from None
+                yield futures[future], found
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

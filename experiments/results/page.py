@@ -8,6 +8,7 @@ from typing import Any
 
 from ...cli import clean
 from ...envs.page_text import markdown_table
+from ...registry import CANDIDATES
 from ..charts import save_figure
 from ..contenders import CLAIRVOYANT
 from ..rows import ATTAINMENT, HEADLINE, MIN_GAP_FRAC, SUPERIOR
@@ -162,9 +163,26 @@ def _notes(rows: Sequence[Row]) -> str:
             f"table reached in each window, where that is at least {_whole_percent(MIN_GAP_FRAC)} away. Nothing "
             "proves that it cannot be surpassed."
         )
+    lines += _overtaken(rows)
     if any(r["load"] != "generated" for r in rows):
         lines.append("Windows of a load file are cut at seeded places and may share some of its requests.")
     return " ".join(lines)
+
+
+def _overtaken(rows: Sequence[Row]) -> list[str]:
+    """Baselines that did better on these windows than the one that validation windows had chosen as the best."""
+    has_sizes = len({r["nodes"] for r in rows}) > 1
+    found = [
+        f"{r['policy']} in {place_of(r, has_sizes)} ({_percent(r['vs_best_baseline']['diff'])})"
+        for r in rows
+        if not r["is_learned"] and r["policy"] in CANDIDATES and (r["vs_best_baseline"]["diff"] or 0.0) > 0
+    ]
+    if not found:
+        return []
+    return [
+        "The best baseline is the one that validation windows chose; on these windows other baselines reached more: "
+        f"{', '.join(found)}."
+    ]
 
 
 def _matrix(rows: Sequence[Row]) -> str:

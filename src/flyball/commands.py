@@ -125,7 +125,13 @@ def simulate(
 @click.argument("more", metavar="[SCENARIO]...", nargs=-1)
 @click.option("--suite", default=None, help="A named list of scenarios: standard, demo, smoke.")
 @click.option("--scenario", "names", multiple=True, help="A scenario; repeat for several.")
-@click.option("--policy", "policies", multiple=True, help="A policy; repeat for several. Baselines by default.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    help="A policy, or `baselines` for all that can run live, which is the default; repeat for several. The best tuned "
+    "baseline always takes part.",
+)
 @click.option(
     "--group",
     "groups",
@@ -169,7 +175,7 @@ def evaluate(
     Examples:
       flyball evaluate --suite standard --policy champion
       flyball evaluate --scenario bursty --policy greedy --policy static --seeds 40
-      flyball evaluate --suite standard --group mine='runs/*/policy.onnx' --headroom --out out/results --page results.md
+      flyball evaluate --suite standard --policy baselines --group mine='runs/*.onnx' --headroom --page results.md
       flyball evaluate --scenario bursty --policy champion --sizes 16,64,512
       flyball evaluate --scenario curtailment --policy champion --ablate
     """

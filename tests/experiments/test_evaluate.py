@@ -12,7 +12,7 @@ from flyball.cli import main
 from flyball.envs.scenario import load_scenario
 from flyball.experiments import windows as module
 from flyball.experiments.contenders import WithoutChannel, read_groups
-from flyball.experiments.evaluate import TEST_SEED, EvaluateConfig, default_seeds, evaluate
+from flyball.experiments.evaluate import DEFAULT_POLICIES, TEST_SEED, EvaluateConfig, default_seeds, evaluate
 from flyball.experiments.tune import TUNE_SEED, VALIDATION_SEED, WINDOWS
 from flyball.fleet.errors import BadInput
 
@@ -111,8 +111,9 @@ def test_unknown_policy_is_refused_before_any_episode(monkeypatch):
     monkeypatch.setattr(module, "run_episodes", lambda *a, **k: pytest.fail("ran"))
     with pytest.raises(BadInput, match="no policy 'nobody'"):
         evaluate(config(policies=("uniform", "nobody")))
-    with pytest.raises(BadInput, match="use at least 1"):
-        evaluate(config(seeds=0))
+    for changes in ({"seeds": 0}, {"jobs": 0}):
+        with pytest.raises(BadInput, match="use at least 1"):
+            evaluate(config(**changes))
 
 
 def test_test_seeds_are_apart_from_tuning_and_validation():
@@ -139,6 +140,12 @@ def test_standard_suite_takes_a_clairvoyant_that_is_kept(tmp_path):
     evaluate(config(**small, has_headroom=True))
     assert all(r["headroom"] for r in evaluate(config(**small))["rows"])
     assert all(r["headroom"] is None for r in evaluate(config(**{**small, "seeds": 2}))["rows"])
+
+
+def test_baselines_are_all_that_can_run_live():
+    """The default compares every baseline that could be deployed, on one set of windows."""
+    rows = evaluate(config(policies=DEFAULT_POLICIES, seeds=1))["rows"]
+    assert [r["policy"] for r in rows] == list(registry.CANDIDATES)
 
 
 def test_a_group_is_one_policy_of_several_files(tmp_path):

@@ -11,6 +11,7 @@ from flyball.experiments.leaderboard.board import FIRST_SEED, _overall, rank
 from flyball.experiments.leaderboard.card import Card, CardError, read_card
 from flyball.experiments.leaderboard.check import check
 from flyball.experiments.leaderboard.score import Windows, iqm, score
+from flyball.fleet.errors import FlyballError
 
 CARD = """
 name = "mine"
@@ -202,6 +203,17 @@ def test_cards_do_not_see_each_others_modules(ranking):
     _, result = ranking
     plain, lopsided = ([r["goodput"] for r in result["rows"] if r["name"] == n] for n in ("plain", "lopsided"))
     assert plain != lopsided
+
+
+@pytest.mark.parametrize(("maker", "says"), [("raises", "ZeroDivisionError"), ("deadly", "died")])
+def test_submitted_code_that_fails_ends_the_ranking_with_one_error(tmp_path, maker, says):
+    """An exception of any kind, and the death of its process, are told by the policy's name, not by a traceback."""
+    broken = "\n\ndef raises(fleet):\n    return Constant(fleet, lambda bids: 1 / 0)\n"
+    good = "\n\ngood1 = good2 = good3 = good4 = good\n"
+    (tmp_path / "submitted.py").write_text(POLICIES + broken + good)
+    card = _card(tmp_path, f"submitted:{maker}", *(f"submitted:good{i}" for i in range(1, 5)))
+    with pytest.raises(FlyballError, match=says):
+        rank([card], seeds=1, scenarios=("steady",), overrides=("seconds=60", "warmup_s=10"))
 
 
 def test_lost_families_count_nothing_and_small_gaps_do_not_count():

@@ -83,6 +83,13 @@ def test_page_tells_budgets(made):
     assert f"{result['budgets']['training'][0]['steps']:,}" in text[text.index("## Budgets") :]
 
 
+def test_page_owns_up_where_another_baseline_did_better(made):
+    """The best baseline was chosen on other windows: one that overtook it on these is named."""
+    path, result = made
+    ahead = [r for r in result["rows"] if r["policy"] == "static" and r["vs_best_baseline"]["diff"] > 0]
+    assert path.read_text().count("static in ") == len(ahead)
+
+
 def test_page_needs_a_markdown_file():
     """Another suffix is refused before any work."""
     done = CliRunner().invoke(main, [*COMMAND, "--page", "results.html"])
