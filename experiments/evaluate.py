@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def command(config: EvaluateConfig) -> str:
     words += ["--suite", config.suite] if config.suite else [w for s in config.scenarios for w in ("--scenario", s)]
     words += [w for p in config.policies for w in ("--policy", p)]
     for group in config.groups:
-        words += [w for m in group.members for w in ("--group", f"{group.name}={m}")]
+        words += [w for m in group.members for w in ("--group", f"{group.name}={escape(m)}")]
     words += ["--load", config.load] if config.load else []
     words += ["--seeds", str(config.seeds)]
     words += ["--sizes", ",".join(map(str, config.sizes))] if config.sizes else []

@@ -39,9 +39,8 @@ def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
     seeds, windows = values.shape[-2:]
     rng = np.random.default_rng(seed)
     window_counts = rng.multinomial(windows, np.full(windows, 1.0 / windows), size=RESAMPLES)
-    seed_counts = np.ones((RESAMPLES, 1))
-    if seeds > 1:
-        seed_counts = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=RESAMPLES)
+    # of one seed there is nothing to choose: every draw takes it once
+    seed_counts = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=RESAMPLES)
     known = np.isfinite(values)
 
     def total(table: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ...cli import clean
 from ...envs.page_text import markdown_table
-from ...registry import CANDIDATES
 from ..charts import save_figure
 from ..contenders import CLAIRVOYANT
 from ..rows import ATTAINMENT, HEADLINE, MIN_GAP_FRAC, SUPERIOR
@@ -102,9 +101,13 @@ def _overview(rows: Sequence[Row]) -> str:
         counts = {v: sum(r["verdict"] == v for r in judged) for v in dict.fromkeys(r["verdict"] for r in judged)}
         if not judged:
             continue
+        behind = sum((r["vs_strongest_baseline"]["diff"] or 0.0) < 0 for r in judged)
         words = ", ".join(f"{verdict} in {count}" for verdict, count in sorted(counts.items(), key=lambda c: -c[1]))
         members = f" ({len(mine[0]['members'])} training seeds)" if len(mine[0]["members"]) > 1 else ""
-        lines.append(f"- **{name}**{members}, of {len(judged)} comparisons with the best baseline: {words}.")
+        lines.append(
+            f"- **{name}**{members}, of {len(judged)} comparisons with the best baseline: {words}; the strongest "
+            f"baseline of the very windows reached more in {behind}."
+        )
     return "\n".join(lines)
 
 
@@ -170,17 +173,18 @@ def _notes(rows: Sequence[Row]) -> str:
 
 
 def _overtaken(rows: Sequence[Row]) -> list[str]:
-    """Baselines that did better on these windows than the one that validation windows had chosen as the best."""
+    """Where another baseline did better on these windows than the one that validation windows had chosen."""
+    found = []
     has_sizes = len({r["nodes"] for r in rows}) > 1
-    found = [
-        f"{r['policy']} in {place_of(r, has_sizes)} ({_percent(r['vs_best_baseline']['diff'])})"
-        for r in rows
-        if not r["is_learned"] and r["policy"] in CANDIDATES and (r["vs_best_baseline"]["diff"] or 0.0) > 0
-    ]
+    for group in _by_place(rows):
+        name = group[0]["vs_strongest_baseline"]["baseline"]
+        row = next(r for r in group if r["policy"] == name)
+        if name != row["vs_best_baseline"]["baseline"]:
+            found.append(f"{name} in {place_of(row, has_sizes)} ({_percent(row['vs_best_baseline']['diff'])})")
     if not found:
         return []
     return [
-        "The best baseline is the one that validation windows chose; on these windows other baselines reached more: "
+        "The best baseline is the one that validation windows chose; on these windows another reached more: "
         f"{', '.join(found)}."
     ]
 
@@ -252,10 +256,12 @@ def _worst(rows: Sequence[Row]) -> str:
 
 
 def _not_won(rows: Sequence[Row]) -> str:
-    """Every comparison that is not superior, with the numbers that tell why."""
+    """Every comparison that is not superior, or in which a baseline reached more, with the numbers that tell why."""
     lines = []
     for r in _subjects(rows):
-        if r["verdict"] in (None, SUPERIOR):
+        hard = r["vs_strongest_baseline"]
+        is_beaten = hard["baseline"] != r["policy"] and (hard["diff"] or 0.0) < 0
+        if r["verdict"] is None or (r["verdict"] == SUPERIOR and not is_beaten):
             continue
         vs, points, k = r["vs_best_baseline"], r["attainment_vs_best_baseline"], r["kpis"]
         base = _baseline_of(r, rows)["kpis"]
@@ -268,8 +274,11 @@ def _not_won(rows: Sequence[Row]) -> str:
             ("energy_j", "energy per window in J", _number),
         ):
             facts.append(f"{words} {form(k[kpi]['mean'])} (baseline {form(base[kpi]['mean'])})")
+        if is_beaten and hard["baseline"] != vs["baseline"]:
+            ahead = _with_interval(hard["diff"], hard["ci95"], _percent)
+            facts.append(f"goodput {ahead} against {hard['baseline']}, the strongest baseline of these windows")
         if r["headroom"]:
-            facts.append(f"the reference is {_percent(r['headroom']['gap_frac'])} away")
+            facts.append(f"the reference is {_percent(r['headroom']['gap_frac'], '')} away")
         if k["budget_violation_ws"]["worst"] > 0:
             facts.append(f"a limit was exceeded by {k['budget_violation_ws']['worst']:g} W s")
         lines.append(f"- {r['policy']} in {r['scenario']} at {r['nodes']} nodes, {r['verdict']}: {'; '.join(facts)}.")
