@@ -134,7 +134,7 @@ def _table(members: Sequence[Windows], windows: range) -> scoring.Windows:
 
 def _overall(cards: Sequence[tuple[Card, Path]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean score over families whose bound is far enough away; a family that was lost counts 0, as the static table."""
-    out = []
+    out: list[dict[str, Any]] = []
     for card, _ in cards:
         counted = [r for r in rows if r["name"] == card.name and r["is_counted"]]
         scores = [r["score"] if r["score"] is not None else 0.0 for r in counted]
