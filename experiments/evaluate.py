@@ -1,22 +1,24 @@
 """`flyball evaluate`: policies against baselines, paired over windows they were never tuned or trained on."""
 
-import hashlib
-import json
-import math
-import time
-from collections.abc import Callable, Sequence
+import os
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import registry
-from ..envs.episodes import read_file, run_episodes
-from ..envs.scenario import Scenario, load_scenario
+from ..envs.episodes import read_file
+from ..envs.scenario import Scenario, check_scenario, load_scenario
 from ..fleet.errors import BadInput
-from .statistics import interval, paired
+from .bench.fleets import rows_of_racks, scenario_on
+from .contenders import ALL_BASELINES, CLAIRVOYANT, Contender, contenders, fingerprint, make_policy, trained_on
+from .machine import versions
+from .rows import HEADLINE, Case, judge, rows_of
+from .windows import PIECE, Task, code_hash, is_kept, run
+
+__all__ = ["DEFAULT_POLICIES", "HEADLINE", "SUITES", "TEST_SEED", "EvaluateConfig", "default_seeds", "evaluate"]
 
 SUITES = {
     "standard": ("steady", "bursty", "mix-shift", "curtailment", "faults", "multi-service"),
@@ -25,15 +27,15 @@ SUITES = {
 }
 """Named lists of scenarios."""
 
-DEFAULT_POLICIES = ("uniform", "static", "proportional", "greedy")
+STANDARD = "standard"
 
-LARGER_IS_BETTER = {"goodput_tok_s_per_mw": True, "slo_attainment_frac": True, "tokens_per_joule": True}
-"""Direction of KPIs for `worst`; every other KPI is worse when larger."""
-
-HEADLINE = "goodput_tok_s_per_mw"
+DEFAULT_POLICIES = (ALL_BASELINES,)
 
 TEST_SEED = 1_000_000
 """First seed of test windows; tuning and training use seeds below it, and other blocks of a trace."""
+
+MANY_PIECES = 24
+"""Pieces of work from which on a second process, with its seconds of start, is worth it."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,20 @@ class EvaluateConfig:
 
     Attributes:
         scenarios: Names or paths.
-        policies: Names or ONNX files; the best tuned baseline of each family is added.
+        policies: Names or ONNX files, "baselines" for every one that can run live; the best tuned baseline of each
+            family is added.
         suite: Name printed with the rows.
         load: Trace or rate table; generated load if None.
         seeds: Windows per scenario and policy.
-        out: Folder for results; a run that was cut off goes on from it.
+        out: Folder for results; a run that was cut off goes on from it, window by window.
         overrides: `--set` of every scenario.
         block: Third of the trace, or stream of the generator.
+        groups: Policies that come as several training seeds.
+        jobs: Processes; None: two for long runs, where there are cores.
+        has_headroom: Run the clairvoyant on the same windows, and state the recovered headroom.
+        sizes: Nodes of generated sites to use instead of the scenarios' own.
+        is_ablated: Also run every policy file with each bid channel given back to its base.
+        first_seed: Of the windows.
     """
 
     scenarios: tuple[str, ...]
@@ -59,125 +68,148 @@ class EvaluateConfig:
     out: Path | None = None
     overrides: tuple[str, ...] = ()
     block: str = "test"
+    groups: tuple[Contender, ...] = ()
+    jobs: int | None = 1
+    has_headroom: bool = False
+    sizes: tuple[int, ...] = ()
+    is_ablated: bool = False
+    first_seed: int = TEST_SEED
+
+    @property
+    def windows(self) -> range:
+        """Seeds of the windows."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+
+def default_seeds(suite: str | None) -> int:
+    """Windows where none are asked for: 40 of a suite's results page, 8 of a look."""
+    return 40 if suite == STANDARD else 8
 
 
 def evaluate(config: EvaluateConfig, progress: Callable[[str, float], None] | None = None) -> dict[str, Any]:
     """Run every policy on the same windows of every scenario.
 
     Returns:
-        {"suite", "rows", "command"}; a row is {"scenario", "family", "policy", "load", "load_scale", "seeds", "kpis",
-        "vs_best_baseline", "recovered_headroom"}.
+        {"suite", "rows", "command", "code", "versions", "budgets"}. A row is one policy on one scenario: `rows.rows_of`
+        and `rows.judge` say what is in it.
 
     Raises:
-        BadInput: unknown scenario, policy, file, or fewer than one seed.
+        BadInput: unknown scenario, policy, file, size, or fewer than one seed or job.
     """
     if config.seeds < 1:
         raise BadInput(f"--seeds {config.seeds}: use at least 1")
-    file = read_file(config.load)
-    scenarios = [load_scenario(s, config.overrides) for s in config.scenarios]
-    jobs = [(sc, p) for sc in scenarios for p in _policies(config.policies, sc)]
-    for scenario, name in jobs:  # refuse bad names before minutes of work
-        registry.policy(name, scenario)
-    seeds = [TEST_SEED + i for i in range(config.seeds)]
-    done: dict[tuple[str, str], dict[str, Any]] = {}
-    for i, (scenario, name) in enumerate(jobs):
-        label = f"{scenario.name} / {name}"
-        if progress:
-            progress(label, i / len(jobs))
-        done[scenario.name, name] = _windows(config, scenario, name, seeds, file)
+    if config.jobs is not None and config.jobs < 1:
+        raise BadInput(f"--jobs {config.jobs}: use at least 1")
+    read_file(config.load)  # refuse a bad file in this process, before minutes of work
+    fields = []
+    for scenario in _scenarios(config):
+        field = contenders(config.policies, config.groups, scenario, config.is_ablated)
+        for contender in field:
+            for member in contender.members:
+                make_policy(member, scenario, contender.ablation, contender.folder)
+        fields.append((scenario, _with_clairvoyant(config, scenario, field)))
+    tasks = [task for scenario, field in fields for c in field for task in _tasks(config, scenario, c)]
+    tasks = list(dict.fromkeys(tasks))
+    done = run(tasks, config.windows, config.out, _processes(config, len(tasks)), progress)
+    cases = []
+    for scenario, field in fields:
+        windows = {c.name: [done[t] for t in _tasks(config, scenario, c)] for c in field}
+        origin = {c.name: trained_on(c, scenario) for c in field}
+        best = registry.best_baseline_name(scenario)
+        cases.append(Case(scenario, tuple(field), windows, best, config.windows, origin))
+    rows = []
+    for case in cases:
+        seen = any(c.name == CLAIRVOYANT for c in case.contenders)
+        rows += rows_of(case, CLAIRVOYANT if seen else None)
+    judge(cases, rows)
     if progress:
         progress("done", 1.0)
-    rows = [_row(scenario, name, done, config) for scenario, name in jobs]
-    return {"suite": config.suite, "rows": rows}
-
-
-def _policies(names: Sequence[str], scenario: Scenario) -> list[str]:
-    """The policies asked for and the best tuned baseline, each once, names resolved."""
-    out: list[str] = []
-    for name in (*names, "best-baseline"):
-        real = registry.best_baseline_name(scenario) if name == "best-baseline" else name
-        if real not in out:
-            out.append(real)
-    return out
-
-
-def _windows(config: EvaluateConfig, scenario: Scenario, name: str, seeds: list[int], file) -> dict[str, Any]:
-    """KPIs of every window, from the results folder where they were computed before."""
-    key = {
-        "code": code_hash(),
-        "scenario": scenario.hash,
-        "policy": _fingerprint(name, scenario),
-        "load": None if file is None else file.digest,
-        "block": config.block,
-        "seeds": seeds,
-    }
-    cache = None
-    if config.out is not None:
-        cache = config.out / "windows" / f"{scenario.name}--{Path(name).name}.json"
-        if cache.exists():
-            found = json.loads(cache.read_text())
-            if found["key"] == key:
-                return found
-    started = time.process_time()
-    episodes = run_episodes(scenario, registry.policy(name, scenario), seeds, file, config.block)
-    result = {
-        "key": key,
-        "kpis": episodes.kpis,
-        "load": episodes.load_source,
-        "load_scale": episodes.load_scale,
-        "cpu_s": time.process_time() - started,
-    }
-    if cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(".partial")
-        partial.write_text(json.dumps(result))
-        partial.replace(cache)
-    return result
-
-
-@cache
-def code_hash() -> str:
-    """First 16 hex digits of the SHA-256 of all that decides an episode: the nouns, the plant and the policies."""
-    digest = hashlib.sha256()
-    root = Path(registry.__file__).parent
-    for folder in ("fleet", "envs", "policies"):
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in (".py", ".toml"):
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _fingerprint(name: str, scenario: Scenario) -> Any:
-    """What identifies a policy: its constants, or its file's bytes."""
-    if name == "champion" or name.endswith(".onnx"):
-        path = registry.champion_path() if name == "champion" else Path(name)
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return [name, registry.tuned()["baselines"].get(name, {}).get(scenario.family, {}).get("params", {})]
-
-
-def _row(scenario: Scenario, name: str, done: dict, config: EvaluateConfig) -> dict[str, Any]:
-    mine = done[scenario.name, name]
-    base_name = registry.best_baseline_name(scenario)
-    base = done[scenario.name, base_name]
-    kpis = {}
-    for kpi in mine["kpis"][0]:
-        values = np.array([w[kpi] for w in mine["kpis"]], float)
-        mean, ci = interval(values)
-        finite = values[np.isfinite(values)]
-        worst = math.nan
-        if len(finite):
-            worst = float(finite.min() if LARGER_IS_BETTER.get(kpi) else finite.max())
-        kpis[kpi] = {"mean": mean, "ci95": ci, "worst": worst}
-    diff, ci = paired([w[HEADLINE] for w in mine["kpis"]], [w[HEADLINE] for w in base["kpis"]])
     return {
-        "scenario": scenario.name,
-        "family": scenario.family,
-        "policy": name,
-        "load": mine["load"],
-        "load_scale": mine["load_scale"],
-        "seeds": config.seeds,
-        "kpis": kpis,
-        "vs_best_baseline": {"baseline": base_name, "diff": diff, "ci95": ci},
-        # needs a clairvoyant controller's score of the same windows; none is run here
-        "recovered_headroom": None,
+        "suite": config.suite,
+        "rows": rows,
+        "command": command(config),
+        "code": code_hash(),
+        "versions": versions(),
+        "budgets": _budgets(cases),
     }
+
+
+def _scenarios(config: EvaluateConfig) -> list[Scenario]:
+    """The scenarios, on their own sites or on generated ones."""
+    own = [load_scenario(s, config.overrides) for s in dict.fromkeys(config.scenarios)]
+    if not config.sizes:
+        return own
+    moved = []
+    for size in dict.fromkeys(config.sizes):
+        if size < 16 or size % 8:
+            raise BadInput(f"--sizes {size}: use multiples of 8 from 16 on")
+        for scenario in own:
+            on_site = scenario_on(rows_of_racks(size), scenario)
+            try:
+                check_scenario(on_site)
+            except BadInput as e:
+                raise BadInput(f"--sizes: {scenario.name} does not fit a generated site: {e}") from None
+            moved.append(on_site)
+    return moved
+
+
+def _with_clairvoyant(config: EvaluateConfig, scenario: Scenario, field: list[Contender]) -> list[Contender]:
+    """Add the clairvoyant where it was asked for, or where a standard run's folder has its windows already."""
+    if any(c.name == CLAIRVOYANT for c in field):
+        return field
+    added = Contender(CLAIRVOYANT, (CLAIRVOYANT,))
+    tasks = _tasks(config, scenario, added)
+    is_free = config.suite == STANDARD and all(is_kept(t, config.windows, config.out) for t in tasks)
+    return [*field, added] if config.has_headroom or is_free else field
+
+
+def _tasks(config: EvaluateConfig, scenario: Scenario, contender: Contender) -> list[Task]:
+    return [
+        Task(scenario, member, contender.ablation, contender.folder, config.load, config.block)
+        for member in contender.members
+    ]
+
+
+def _processes(config: EvaluateConfig, tasks: int) -> int:
+    if config.jobs is not None:
+        return config.jobs
+    pieces = tasks * -(-config.seeds // PIECE)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 2) if pieces >= MANY_PIECES else 1
+
+
+def command(config: EvaluateConfig) -> str:
+    """The command that makes these rows, without where it keeps them or how many processes it uses."""
+    words = ["flyball", "evaluate"]
+    words += ["--suite", config.suite] if config.suite else [w for s in config.scenarios for w in ("--scenario", s)]
+    words += [w for p in config.policies for w in ("--policy", p)]
+    for group in config.groups:
+        words += [w for m in group.members for w in ("--group", f"{group.name}={escape(m)}")]
+    words += ["--load", config.load] if config.load else []
+    words += ["--seeds", str(config.seeds)]
+    words += ["--sizes", ",".join(map(str, config.sizes))] if config.sizes else []
+    words += [flag for flag, is_on in (("--ablate", config.is_ablated), ("--headroom", config.has_headroom)) if is_on]
+    words += [w for o in config.overrides for w in ("--set", o)]
+    return shlex.join(words)
+
+
+def _budgets(cases: list[Case]) -> dict[str, Any]:
+    """What was spent before the comparison: tuning by baseline and family, training by policy file."""
+    table = registry.tuned()["baselines"]
+    tuning, training = [], {}
+    for case in cases:
+        family = case.scenario.family
+        for contender in case.contenders:
+            entry = table.get(contender.name, {}).get(family)
+            if entry is not None:
+                spent = {k: entry.get(k) for k in ("cpu_s", "candidates")}
+                tuning.append({"policy": contender.name, "family": family, **spent})
+            if not contender.is_learned or contender.ablation:
+                continue
+            for member in contender.members:
+                card = registry.policy(member, case.scenario).card  # type: ignore[attr-defined]
+                spent = {k: (card.run or {}).get(k) for k in ("algo", "steps", "cpu_s", "seconds", "seed")}
+                sha = fingerprint(member, case.scenario)[0]
+                training[member] = {"policy": contender.name, "file": member, "sha256": sha, **spent}
+    unique = {(t["policy"], t["family"]): t for t in tuning}
+    return {"tuning": list(unique.values()), "training": list(training.values())}

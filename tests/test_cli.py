@@ -24,7 +24,9 @@ def test_the_module_runs_as_a_program():
     assert "flyball demo" in out.stdout
 
 
-@pytest.mark.parametrize("verb", ["demo", "scenarios", "simulate", "evaluate", "tune", "train", "export", "bench"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "scenarios", "simulate", "evaluate", "tune", "train", "export", "bench", "leaderboard"]
+)
 def test_every_verb_explains_itself(verb):
     """Each verb has help with its options."""
     code, out, _ = call(verb, "--help")

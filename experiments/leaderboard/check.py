@@ -72,16 +72,22 @@ def _apart(entry: str, folder: Path, timeout_s: float) -> Checked:
         return Checked(entry, float("nan"), (f"its process ended without an answer: {last[:200]}",))
 
 
-def make_policy(entry: str, scenario) -> Policy:
+def load_entry(entry: str, scenario, folder: Path) -> Policy:
     """A policy by the words of a card.
 
+    Args:
+        entry: "FILE.onnx" or "package.module:make".
+        scenario: Whose fleet it is made for.
+        folder: The card's.
+
     Raises:
-        BadInput: if the entry point cannot be imported or called.
+        BadInput: if the file cannot be used, or the entry point cannot be imported or called.
     """
     if entry.endswith(".onnx"):
-        return registry.policy(entry, scenario)
+        return registry.policy(str(folder / entry), scenario)
     module, _, name = entry.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    if str(folder.resolve()) not in sys.path:
+        sys.path.insert(0, str(folder.resolve()))
     try:
         return getattr(importlib.import_module(module), name)(scenario.fleet)
     except Exception as e:  # a stranger's code may raise anything
@@ -92,7 +98,7 @@ def examine(entry: str) -> Checked:
     """Load one policy and let it decide at `NODES` nodes, twice, and once on telemetry with everything missing."""
     scenario = scenario_on(rows_of_racks(NODES), load_scenario(SCENARIO))
     try:
-        runs = [_decide(make_policy(entry, scenario), scenario) for _ in range(2)]
+        runs = [_decide(load_entry(entry, scenario, Path.cwd()), scenario) for _ in range(2)]
     except Exception as e:
         return Checked(entry, float("nan"), (f"{type(e).__name__}: {e}",))
     failures = []

@@ -35,14 +35,15 @@ class _Group(click.Group):
 
 def emit(result: dict[str, Any]) -> None:
     """One JSON object on stdout; NaN and infinities become null, as JSON has neither."""
-    click.echo(json.dumps(_clean(result), allow_nan=False))
+    click.echo(json.dumps(clean(result), allow_nan=False))
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
+    """A value as strict JSON has it: names as strings, NaN and infinities as null."""
     if isinstance(value, dict):
-        return {str(k): _clean(v) for k, v in value.items()}
+        return {str(k): clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(v) for v in value]
+        return [clean(v) for v in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "item") and not isinstance(value, int | float):

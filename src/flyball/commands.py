@@ -129,26 +129,62 @@ def simulate(
 @click.argument("more", metavar="[SCENARIO]...", nargs=-1)
 @click.option("--suite", default=None, help="A named list of scenarios: standard, demo, smoke.")
 @click.option("--scenario", "names", multiple=True, help="A scenario; repeat for several.")
-@click.option("--policy", "policies", multiple=True, help="A policy; repeat for several. Baselines by default.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    help="A policy, or `baselines` for all that can run live, which is the default; repeat for several. The best tuned "
+    "baseline always takes part.",
+)
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="NAME=GLOB",
+    help="Policy files that are training seeds of one policy: their windows are pooled; repeat for several.",
+)
 @load_option
-@click.option("--seeds", default=8, show_default=True, type=int, help="Windows per scenario and policy.")
+@click.option(
+    "--seeds", default=None, type=int, help="Windows per scenario and policy; 40 in the standard suite, else 8."
+)
+@click.option("--jobs", default=None, type=int, help="Processes; by default 1, and 2 for long runs.")
+@click.option(
+    "--headroom",
+    is_flag=True,
+    help="Also run the clairvoyant, and state the recovered headroom. It is 150 to 400 times as slow as a baseline: 2 "
+    "to 5 CPU seconds per 15-minute window of 16 nodes. The standard suite does it unasked where --out keeps them all.",
+)
+@click.option("--sizes", default=None, metavar="N,N...", help="Generated sites of so many nodes instead of the own.")
+@click.option("--ablate", is_flag=True, help="Also run policy files with each bid channel given back to their base.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=None,
-    help="Keep results here; a run that was cut off goes on.",
+    help="Keep windows here; a run that was cut off, or asks for more of them, goes on.",
+)
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    help="Write a results page (FILE.md) with its rows and figure in the folder FILE.",
 )
 @set_option
 @json_option
-def evaluate(more, suite, names, policies, load, seeds, out, overrides, as_json: bool) -> None:
-    """Compare policies on the same windows, with paired differences and intervals.
+def evaluate(
+    more, suite, names, policies, groups, load, seeds, jobs, headroom, sizes, ablate, out, page, overrides, as_json
+) -> None:
+    """Compare policies on the same windows, with paired differences, intervals and verdicts.
 
     \b
     Examples:
       flyball evaluate --suite standard --policy champion
       flyball evaluate --scenario bursty --policy greedy --policy static --seeds 40
+      flyball evaluate --suite standard --policy baselines --group mine='runs/*.onnx' --headroom --page results.md
+      flyball evaluate --scenario bursty --policy champion --sizes 16,64,512
+      flyball evaluate --scenario curtailment --policy champion --ablate
     """
-    from .experiments.evaluate import DEFAULT_POLICIES, SUITES, EvaluateConfig
+    from .experiments.contenders import read_groups
+    from .experiments.evaluate import DEFAULT_POLICIES, SUITES, EvaluateConfig, default_seeds
     from .experiments.evaluate import evaluate as run
     from .fleet.errors import BadInput
 
@@ -158,23 +194,45 @@ def evaluate(more, suite, names, policies, load, seeds, out, overrides, as_json:
     if suite is not None and suite not in SUITES:
         raise BadInput(f"no suite {suite!r}; use {', '.join(SUITES)}")
     suite = suite or (None if names else "standard")
+    if page is not None and page.suffix != ".md":
+        raise BadInput(f"--page {page}: name a Markdown file, e.g. --page results.md")
+    gathered = read_groups(groups)
     config = EvaluateConfig(
         scenarios=names or SUITES[suite],
-        policies=policies or DEFAULT_POLICIES,
+        policies=policies or (() if gathered else DEFAULT_POLICIES),
         suite=suite,
         load=load,
-        seeds=seeds,
+        seeds=default_seeds(suite) if seeds is None else seeds,
         out=out,
         overrides=tuple(overrides),
+        groups=gathered,
+        jobs=jobs,
+        has_headroom=headroom,
+        sizes=_sizes(sizes),
+        is_ablated=ablate,
     )
     with progress_bar("evaluate", as_json) as bar:
         result = run(config, bar)
+    if page is not None:
+        from .experiments.results.page import write_page
+
+        result["page"] = str(write_page(result, page))
     if as_json:
         emit(result)
         return
     from .console import show_evaluation
 
     show_evaluation(result)
+
+
+def _sizes(text: str | None) -> tuple[int, ...]:
+    """Numbers of nodes from "16,64"."""
+    from .fleet.errors import BadInput
+
+    try:
+        return tuple(int(word) for word in text.split(",")) if text else ()
+    except ValueError:
+        raise BadInput(f"--sizes {text}: give numbers of nodes with commas, e.g. --sizes 16,64,512") from None
 
 
 @click.command()

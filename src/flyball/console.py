@@ -10,6 +10,10 @@ Bar = Callable[[str, float], None]
 """Called with a label (empty keeps the last one) and the share done."""
 
 
+PIPE_WIDTH = 160
+"""Columns of a table that no terminal shows: a file or a pipe need not fold it."""
+
+
 @contextmanager
 def progress_bar(title: str, is_quiet: bool) -> Iterator[Bar]:
     """A bar on stderr; plain lines where stderr is no terminal, and nothing with --json."""
@@ -56,7 +60,10 @@ def table(title: str, columns: list[str], rows: list[dict[str, Any]]) -> None:
         out.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         out.add_row(*(_cell(row.get(name)) for name in columns))
-    Console().print(out)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(out)
 
 
 def _cell(value: Any) -> str:
@@ -80,25 +87,63 @@ def show_kpis(result: dict[str, Any]) -> None:
 
 
 def show_evaluation(result: dict[str, Any]) -> None:
-    """The honest table: means, and paired differences with intervals."""
+    """The honest table: means, paired differences with intervals, and verdicts."""
     rows = []
+    has_sizes = len({r["nodes"] for r in result["rows"] if "nodes" in r}) > 1
+    has_headroom = any(r.get("headroom") for r in result["rows"])
     for r in result["rows"]:
         k, vs = r["kpis"], r["vs_best_baseline"]
         low, high = vs["ci95"]
-        difference = "baseline" if vs["baseline"] == r["policy"] else f"{vs['diff']:+.1%} [{low:+.1%}, {high:+.1%}]"
+        is_base = vs["baseline"] == r["policy"]
         rows.append(
             {
                 "scenario": r["scenario"],
+                **({"nodes": r["nodes"]} if has_sizes else {}),
                 "policy": r["policy"],
                 "goodput tok/s/MW": k["goodput_tok_s_per_mw"]["mean"],
-                "vs best baseline": difference,
+                "vs best baseline": "baseline" if is_base else f"{vs['diff']:+.1%} [{low:+.1%}, {high:+.1%}]",
+                "verdict": None if is_base else r.get("verdict"),
+                **({"headroom": _percent(r["recovered_headroom"])} if has_headroom else {}),
                 "SLO met": k["slo_attainment_frac"]["mean"],
                 "TTFT p99 s": k["ttft_p99_s"]["mean"],
-                "violation W s": k["budget_violation_ws"]["worst"],
+                "over W s": k["budget_violation_ws"]["worst"],
             }
         )
-    seeds = result["rows"][0]["seeds"] if result["rows"] else 0
+    if not rows:
+        print("no rows")
+        return
+    seeds = result["rows"][0]["seeds"]
     table(f"Means over {seeds} windows; 95 % intervals of paired differences", list(rows[0]), rows)
+    methods = {r["tests"]["method"] for r in result["rows"] if r.get("tests")}
+    for method in methods:
+        print(f"Verdicts at 5 %, margins 0.5 % of goodput and 0.5 point of attainment. {method}.")
+    if result.get("page"):
+        print(f"Page: {result['page']}")
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0%}"
+
+
+def show_leaderboard(result: dict[str, Any]) -> None:
+    """Scores of submissions, family by family, and overall."""
+    rows = []
+    for r in result["rows"]:
+        low, high = r["ci95"] or (None, None)
+        rows.append(
+            {
+                "name": r["name"],
+                "track": r["track"],
+                "scenario": r["scenario"],
+                "score": r["reason"] if r["score"] is None else f"{r['score']:.1f} [{low:.1f}, {high:.1f}]",
+                "goodput tok/s/MW": r["goodput"],
+                "static": r["static"],
+                "bound": r["bound"],
+            }
+        )
+    table(f"Scores over {result['seeds']} validation windows: static table 0, bound 100", list(rows[0]), rows)
+    table("Overall", ["rank", "name", "track", "score", "families"], result["overall"])
+    print(f"Bound: {result['reference']}.")
 
 
 def show_bench(result: dict[str, Any]) -> None:

@@ -7,9 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from flyball.cli import main
-from flyball.experiments.leaderboard.card import CardError, read_card
+from flyball.experiments.leaderboard.board import FIRST_SEED, _overall, rank
+from flyball.experiments.leaderboard.card import Card, CardError, read_card
 from flyball.experiments.leaderboard.check import check
 from flyball.experiments.leaderboard.score import Windows, iqm, score
+from flyball.fleet.errors import FlyballError
 
 CARD = """
 name = "mine"
@@ -163,3 +165,77 @@ def test_submit_answers_in_json_and_by_its_exit_code(tmp_path):
     assert CliRunner().invoke(main, ["submit", str(path)]).exit_code == 2
     path.write_text(path.read_text().replace("submitted:good4", "submitted:not_there"))
     assert CliRunner().invoke(main, ["submit", str(path), "--check"]).exit_code == 1
+
+
+@pytest.fixture(scope="module")
+def ranking(tmp_path_factory):
+    """Two submissions of entry points in modules of one name: one bids neutrally, one spends on decode alone."""
+    cards = []
+    for name, watts in (("plain", 0.0), ("lopsided", 1.0)):
+        folder = tmp_path_factory.mktemp(name)
+        makers = "".join(
+            f"\n\ndef seed{i}(fleet):\n    return Constant(fleet, lambda b: (b.pool.__setitem__("
+            f"(slice(None), 1, 0), {watts}), b)[1])\n"
+            for i in range(5)
+        )
+        (folder / "submitted.py").write_text(POLICIES + makers)
+        path = _card(folder, *(f"submitted:seed{i}" for i in range(5)))
+        path.write_text(path.read_text().replace('"mine"', f'"{name}"'))
+        cards.append(path)
+    short = ("seconds=120", "warmup_s=30")
+    return cards, rank(cards, seeds=3, scenarios=("curtailment", "bursty"), overrides=short)
+
+
+def test_ranking_scores_every_card_in_every_family(ranking):
+    """A row per card and family with its score or the reason why not, and one overall line per card, best first."""
+    _, result = ranking
+    assert [(r["name"], r["scenario"]) for r in result["rows"]] == [
+        (name, scenario) for name in ("plain", "lopsided") for scenario in ("curtailment", "bursty")
+    ]
+    for row in result["rows"]:
+        assert row["bound"] >= row["static"] and (row["score"] is None) == bool(row["reason"])
+    assert [row["rank"] for row in result["overall"]] == [1, 2]
+    assert "clairvoyant" in result["reference"] and result["block"] == "validation"
+
+
+def test_cards_do_not_see_each_others_modules(ranking):
+    """Two submissions may each bring a module `submitted`: each is scored by its own."""
+    _, result = ranking
+    plain, lopsided = ([r["goodput"] for r in result["rows"] if r["name"] == n] for n in ("plain", "lopsided"))
+    assert plain != lopsided
+
+
+@pytest.mark.parametrize(("maker", "says"), [("raises", "ZeroDivisionError"), ("deadly", "died")])
+def test_submitted_code_that_fails_ends_the_ranking_with_one_error(tmp_path, maker, says):
+    """An exception of any kind, and the death of its process, are told by the policy's name, not by a traceback."""
+    broken = "\n\ndef raises(fleet):\n    return Constant(fleet, lambda bids: 1 / 0)\n"
+    good = "\n\ngood1 = good2 = good3 = good4 = good\n"
+    (tmp_path / "submitted.py").write_text(POLICIES + broken + good)
+    card = _card(tmp_path, f"submitted:{maker}", *(f"submitted:good{i}" for i in range(1, 5)))
+    with pytest.raises(FlyballError, match=says):
+        rank([card], seeds=1, scenarios=("steady",), overrides=("seconds=60", "warmup_s=10"))
+
+
+def test_lost_families_count_nothing_and_small_gaps_do_not_count():
+    """Overall is the mean over families with a distance to the bound; what was lost there counts 0 for the card."""
+    card = Card("mine", "someone", "bids", ("a.onnx",))
+    row = {"name": "mine", "is_counted": True}
+    rows = [{**row, "score": 80.0}, {**row, "score": None}, {**row, "score": 70.0, "is_counted": False}]
+    assert _overall([(card, None)], rows)[0] | {"score": 40.0, "families": 2} == _overall([(card, None)], rows)[0]
+
+
+def test_public_windows_are_nobody_elses():
+    """Neither tuning nor the gate of training chose by the windows that score."""
+    from flyball.experiments.evaluate import TEST_SEED
+    from flyball.experiments.tune import VALIDATION_SEED, WINDOWS
+
+    assert VALIDATION_SEED + WINDOWS < FIRST_SEED and FIRST_SEED + 10_000 < TEST_SEED
+
+
+def test_leaderboard_refuses_what_it_cannot_rank(tmp_path):
+    """No windows, or two cards of one name: exit 2 and one line."""
+    (tmp_path / "submitted.py").write_text(POLICIES)
+    path = str(_card(tmp_path, *(f"submitted:seed{i}" for i in range(5))))
+    for args, says in (((path, "--seeds", "0"), "at least 1"), ((path, path), "two cards are named")):
+        done = CliRunner().invoke(main, ["leaderboard", *args])
+        assert done.exit_code == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1
