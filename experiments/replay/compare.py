@@ -95,8 +95,9 @@ def play_plant(plant: Plant, requests: Requests) -> tuple[dict[str, float], floa
             continue
         for stage, nodes in is_stage.items():
             phi[stage].append(plant.node["phi"][0, nodes].mean())
-        tokens = float(plant.node["rate_tok_s"][0, is_stage[DECODE]].sum())
-        itl_s += tokens * float(told.service["itl_s"][0, 0])
+        heard_itl_s = float(told.service["itl_s"][0, 0])
+        tokens = float(told.service["active"][0, 0]) / heard_itl_s  # per second
+        itl_s += tokens * heard_itl_s
         weight += tokens
     total, seconds = plant.totals[0], float(plant.totals["seconds"][0])
     resolved = float(total["good_req"] + total["late_req"] + total["rejected_req"] + total["lost_req"])
