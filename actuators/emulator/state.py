@@ -101,13 +101,16 @@ class Product:
 
 
 # Boost clocks and memory: the products' data sheets (A100 80GB, H100 SXM, H200 SXM, HGX B200, GB200 NVL72);
-# memory clocks as nvidia-smi prints them on H100 and A100, taken over for the newer parts.
+# clocks of B300 and GB300 are their forerunners'; memory clocks as nvidia-smi prints them on H100 and A100, taken over
+# for the newer parts.
 PRODUCTS = {
     "A100-SXM": Product("NVIDIA A100-SXM4-80GB", 1410, 1593, 80),
     "H100-SXM": Product("NVIDIA H100 80GB HBM3", 1980, 2619, 80),
     "H200-SXM": Product("NVIDIA H200", 1980, 3201, 141),
     "B200-SXM": Product("NVIDIA B200", 1965, 3996, 180),
+    "B300-SXM": Product("NVIDIA B300", 1965, 3996, 288),
     "GB200-NVL72": Product("NVIDIA GB200", 2062, 3996, 186),
+    "GB300-NVL72": Product("NVIDIA GB300", 2062, 3996, 288),
 }
 
 
