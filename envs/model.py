@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..fleet.tables import DECODE, STAGES
+from ..fleet.tables import DECODE, DECODED_SHARE, STAGES
 from ..fleet.topology import Fleet
 from .hardware import profile_table
 from .model_kernels import (
@@ -142,7 +142,7 @@ class PlantModel:
         """Uncapped requests per second of each of the service's nodes, as prefill and as decode node."""
         static = self.fleet.node_static
         itl_s = float(self.fleet.service_static["itl_s"][service])
-        context = np.array(prompt_tok + 0.5 * output_tok)
+        context = np.array(prompt_tok + DECODED_SHARE * output_tok)
         rates: dict[tuple[int, int, int], tuple[float, float]] = {}
         prefill, decode = [], []
         for row in static[static["service"] == service]:

@@ -10,6 +10,9 @@ from .events import MAX_PLANT_EVENTS
 from .training_jobs import WAIT_BINS
 from .weather import WEATHER_POINTS
 
+WAIT_POINTS = 16
+"""Waits at which the work ahead of a prompt is tabled (waiting.py)."""
+
 
 def _dtype(*fields: tuple) -> np.dtype:
     return np.dtype(list(fields), align=True)
@@ -129,6 +132,14 @@ PLANT_SERVICE = _dtype(
     ("itl_request_s", "f8"),  # mean ITL over the life of the requests that complete now
     ("decode_req_s", "f8"),  # completions per second, a few seconds' mean
     ("context", "f8"),  # mean context of decoding requests
+    # load as waiting.SMOOTHING_S smooths it: sums that forget
+    ("load_s", "f8"),
+    ("load_req", "f8"),
+    ("load_tok", "f8"),
+    # where this tick's TTFT samples lie (waiting.py), and working memory
+    ("length_place", "f8"),
+    ("wait_place", "f8"),
+    ("wait_log", "f8", (WAIT_POINTS,)),
     # sums of this tick, for telemetry
     ("tick_req", "f8"),
     ("tick_prompt_tok", "f8"),

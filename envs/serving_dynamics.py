@@ -1,23 +1,23 @@
 """Requests through prefill, KV transfer and decode, one environment and one physics step at a time.
 
 A fluid of requests with their tokens: queue -> prefill -> ready -> decode -> done. Whatever leaves one store enters
-the next or is counted as rejected or lost, so tokens are conserved by construction. Waiting beyond the fluid backlog
-is Allen-Cunneen (MODEL.md section 7), cut off where early rejection turns requests away, so that overload fills
-capacity. Output lengths are exponential within a service, as their CV of about 1 says.
+the next or is counted as rejected or lost, so tokens are conserved by construction. Waiting by chance and early
+rejection are those of a diffusion at the smoothed load (`waiting.py`); the fluid backlog counts where it is longer than
+chance makes it. Completions are those of exponential output lengths within a service.
 """
 
 import math
 
-from ..fleet.tables import AGGREGATED, DECODE
+from ..fleet.tables import AGGREGATED, DECODE, DECODED_SHARE
 from .compiled import kernel
 from .node_loops import decode_and_draw, offer_capacity
-from .physics import queue_wait
-from .plant_tables import HISTOGRAM_BINS, HISTOGRAM_HIGH_S, HISTOGRAM_LOW_S
 from .tiles import KV_ROOM, PREFILL_RATE, PREFILL_REPLICAS, SLOTS, TOKENS, lane_sum
+from .waiting import LIMITLESS_LOAD, SMOOTHING_S, add_ttft, histogram_bin, normal_cdf, prefill_waiting
 
-ITL_P99, ITL_SPREAD = 1.15, 0.06
+ITL_P99, ITL_SPREAD = 1.15, 0.012
 """99th percentile of ITL over its mean with stages apart (MODEL.md section 7), and the relative spread of mean ITL
-over requests that follows: ln(1.15) / 2.33. Where a node does both, 1 + 0.35 log2(1 + b / 8) by the batch b."""
+over requests of one time: 0.008 to 0.011 in a request-level replay, and a step's jitter of ln(1.15) / 2.33 over the
+root of some 200 tokens. Where a node does both, 1 + 0.35 log2(1 + b / 8) by the batch b."""
 
 BACKLOG_SHARE = 0.7
 """Share of the TTFT target that queued work may fill before early rejection sets in (RL.md, physics traps)."""
@@ -25,74 +25,8 @@ BACKLOG_SHARE = 0.7
 TIMEOUT_TARGETS = 20.0
 """Without early rejection a client gives up after this many TTFT targets."""
 
-CARRIED_STEPS = 4
-"""Steps of the search for the carried load."""
-
-_LOG_LOW = math.log(HISTOGRAM_LOW_S)
-_BINS_PER_LOG = HISTOGRAM_BINS / (math.log(HISTOGRAM_HIGH_S) - math.log(HISTOGRAM_LOW_S))
-
-
-@kernel(inline=True)
-def histogram_bin(value_s):
-    """Index of the logarithmic bin that holds a latency."""
-    if value_s <= HISTOGRAM_LOW_S:
-        return 0
-    return min(int((math.log(value_s) - _LOG_LOW) * _BINS_PER_LOG), HISTOGRAM_BINS - 1)
-
-
-@kernel(inline=True)
-def _add_wait(histogram, base_s, wait_frac, wait_s, longest_s, requests):
-    """Add `requests` whose TTFT is base_s plus, with probability wait_frac, an exponential wait of mean wait_s.
-
-    Waits beyond `longest_s` do not occur: the exponential is truncated there.
-    """
-    histogram[histogram_bin(base_s)] += requests * (1.0 - wait_frac)
-    # what is left of the exponential below the longest wait, as a factor on its quantiles' probabilities
-    share = 1.0 - math.exp(-longest_s / wait_s) if wait_s > 0.0 else 1.0
-    # six equal-probability slices plus the last percent, at their conditional medians
-    for k in range(7):
-        mass = 0.165 if k < 6 else 0.01
-        below = (k + 0.5) * 0.165 if k < 6 else 0.995
-        wait = -wait_s * math.log(1.0 - below * share)
-        histogram[histogram_bin(base_s + wait)] += requests * wait_frac * mass
-
-
-@kernel(inline=True)
-def _turned(load, servers, service_s, ca2, cs2, longest_s):
-    """(share that would wait longer than longest_s, share that waits, mean wait of those, share of those beyond)."""
-    wait_frac, wait_s = queue_wait(load, servers, service_s, ca2, cs2)
-    beyond = math.exp(-longest_s / max(wait_s, 1e-9))
-    return wait_frac * beyond, wait_frac, wait_s, beyond
-
-
-@kernel
-def _carried(load, servers, service_s, ca2, cs2, longest_s):
-    """`_turned` of the load that is left once those who would wait too long are turned away.
-
-    What is turned away does not queue, so that overload fills capacity: the carried load x solves
-    x = load (1 - turned(x)). Regula falsi, since the right side falls with x.
-    """
-    high = min(load, 0.98)
-    found = _turned(high, servers, service_s, ca2, cs2, longest_s)
-    if found[0] < 1e-3:
-        return found
-    over = high - load * (1.0 - found[0])
-    low = max(high - over, 0.0)
-    found = _turned(low, servers, service_s, ca2, cs2, longest_s)
-    under = load * (1.0 - found[0]) - low
-    for _ in range(CARRIED_STEPS):
-        if under < 1e-3:
-            break
-        x = low + (high - low) * under / (under + over)
-        found = _turned(x, servers, service_s, ca2, cs2, longest_s)
-        gap = load * (1.0 - found[0]) - x
-        if gap > 0.0:
-            low, under = x, gap
-            over *= 0.5  # Illinois: the other end must not stand still
-        else:
-            high, over = x, -gap
-            under *= 0.5
-    return found
+CHANCE_SIGMAS = 2.0
+"""Backlog up to so many standard deviations of the work that comes within a step is chance, which `waiting` covers."""
 
 
 @kernel(inline=True)
@@ -132,7 +66,7 @@ def _admit(sv, admissible):
     if take > 0.0:
         share = take / sv.ready_req
         total = sv.active + take
-        mean_context = (sv.ready_tok + 0.5 * sv.ready_out_tok) / sv.ready_req
+        mean_context = (sv.ready_tok + DECODED_SHARE * sv.ready_out_tok) / sv.ready_req
         sv.context += (mean_context - sv.context) * (take / total)
         sv.active = total
         sv.active_tok += share * sv.ready_tok
@@ -195,8 +129,16 @@ def serve_step(
     sv.tick_req += arrivals
     sv.tick_prompt_tok += arrivals * prompt_tok
     sv.tick_out_tok += arrivals * output_tok
+    keep = math.exp(-dt_s / SMOOTHING_S)
+    sv.load_s = keep * sv.load_s + dt_s
+    sv.load_req = keep * sv.load_req + arrivals
+    sv.load_tok = keep * sv.load_tok + arrivals * prompt_tok
     # a prompt is prefilled by one replica
-    service_s = prompt_tok * prefill_replicas / prefill_tok_s if prefill_tok_s > 0.0 else st.ttft_s
+    service_s = st.ttft_s
+    load = 0.0
+    if prefill_tok_s > 0.0 and sv.load_req > 1e-9:
+        service_s = sv.load_tok / sv.load_req * prefill_replicas / prefill_tok_s
+        load = sv.load_tok / (sv.load_s * prefill_tok_s)
     transfer_s = 1e-5
     if link > 0.0:
         transfer_s += prompt_tok * profiles[s, 0].kv_bytes_token / (0.8 * link)
@@ -207,47 +149,59 @@ def serve_step(
         backlog_s = TIMEOUT_TARGETS * st.ttft_s
     else:
         backlog_s = 0.0
-    base_s = backlog_s + ready_wait_s + service_s + transfer_s
-    load = arrivals * prompt_tok / max(prefill_tok_s * dt_s, 1e-9)
-    limit_s = BACKLOG_SHARE * st.ttft_s if pr.early_rejection == 1 else TIMEOUT_TARGETS * st.ttft_s
-    door_s = limit_s - service_s - transfer_s
-    room_s = door_s - ready_wait_s
-    # the wait that a request may still meet by chance; whoever would wait longer is turned away at the door
-    longest_s = max(room_s - backlog_s, 0.0)
-    turned, wait_frac, wait_s, beyond = _carried(load, prefill_replicas, service_s, ca2, cs2, longest_s)
-    admitted = arrivals * (1.0 - turned)
+    # prefill times differ less than prompts do, for their fixed part, or more, for attention over long ones
+    prof = profiles[s, tiles.static[min(tiles.start[s], tiles.static.shape[0] - 1)].sku]
+    prompt_s = prof.prompt_fixed_s + prompt_tok * (prof.prompt_token_s + prompt_tok * prof.prompt_token2_s)
+    grows_s = prompt_tok * (prof.prompt_token_s + 2.0 * prompt_tok * prof.prompt_token2_s)
+    cs2 *= (grows_s / prompt_s) ** 2
+    chance_s = CHANCE_SIGMAS * math.sqrt((ca2 + cs2) * service_s * dt_s / max(prefill_replicas, 1.0))
+    fixed_s = max(backlog_s - chance_s, 0.0) + ready_wait_s + transfer_s
+    limit_s = TIMEOUT_TARGETS * st.ttft_s
+    if pr.early_rejection == 1:
+        limit_s = BACKLOG_SHARE * st.ttft_s
+    else:
+        load = min(load, LIMITLESS_LOAD)
+    joins, works, in_time, wait_frac, wait_s, range_s, top = prefill_waiting(
+        load, prefill_replicas, service_s, ca2, cs2, limit_s - fixed_s, st.ttft_s - fixed_s, sv.wait_log
+    )
     # what fits behind the queue, counting what this step will prefill, and behind decode, counting what completes
-    room_tok = (max(room_s, 0.0) + dt_s) * prefill_tok_s - sv.queue_tok
+    door_s = limit_s - service_s - transfer_s
+    room_tok = (max(door_s - ready_wait_s + chance_s, 0.0) + dt_s) * prefill_tok_s
+    room_tok = max(room_tok - sv.queue_tok, 0.0)
     room_req = (max(door_s, 0.0) + dt_s) * sv.decode_req_s + max(admissible - sv.active, 0.0)
-    room_req = min(room_tok / prompt_tok, room_req - sv.ready_req - sv.queue_req)
-    admitted = min(admitted, max(room_req, 0.0))
+    room_req = max(room_req - sv.ready_req - sv.queue_req, 0.0)
+    admitted = arrivals * joins
+    admitted_tok = arrivals * works * prompt_tok
+    fits = 1.0
+    if admitted > room_req:
+        fits = room_req / admitted
+    if admitted_tok * fits > room_tok:
+        fits = room_tok / admitted_tok
+    admitted *= fits
+    admitted_tok *= fits
     refused = arrivals - admitted
+    refused_tok = arrivals * prompt_tok - admitted_tok  # long prompts are refused first
     # of those refused for the first time some come back; who was refused twice does not
-    again = refused * pr.retry_frac * fresh / arrivals if arrivals > 0.0 else 0.0
-    sv.retry_req += again
-    sv.retry_tok += again * prompt_tok
-    sv.retry_out_tok += again * output_tok
-    rejected = refused - again
-    rejected_tok = rejected * (prompt_tok + output_tok)
-    # of those admitted: who waits at all, how long on average, and who meets the target
-    short = 1.0 - beyond
-    waiting = wait_frac * short / max(1.0 - wait_frac + wait_frac * short, 1e-9)
-    mean_wait_s = wait_s - longest_s * beyond / short if short > 1e-9 else 0.0
-    ok = 0.0
-    if base_s < st.ttft_s:
-        spare_s = st.ttft_s - base_s
-        in_time = short
-        if spare_s < longest_s:
-            in_time = 1.0 - math.exp(-spare_s / max(wait_s, 1e-9))
-        ok = 1.0 - waiting * (1.0 - in_time / short) if short > 1e-9 else 1.0 - waiting
+    again = pr.retry_frac * fresh / arrivals if arrivals > 0.0 else 0.0
+    sv.retry_req += again * refused
+    sv.retry_tok += again * refused_tok
+    sv.retry_out_tok += again * refused * output_tok
+    rejected = (1.0 - again) * refused
+    rejected_tok = (1.0 - again) * (refused_tok + refused * output_tok)
+    ok = in_time / joins if joins > 1e-9 else 0.0
+    own_s = service_s * works / joins if joins > 1e-9 else service_s
+    # completions until a slot is free come as chance has it, and so do those in prefill that are ready before
+    slot_s = math.sqrt((1.0 + ca2) * ready_wait_s / max(sv.decode_req_s, 1e-3)) if ready_wait_s > 0.0 else 0.0
+    if slot_s > 0.0:
+        ok *= normal_cdf((st.ttft_s - fixed_s - own_s - wait_s) / slot_s)
     sv.queue_req += admitted
-    sv.queue_tok += admitted * prompt_tok
+    sv.queue_tok += admitted_tok
     sv.queue_out_tok += admitted * output_tok
     sv.queue_ok += admitted * ok
     sv.tick_rejected += refused
     sv.rejected_tok += rejected_tok
     sv.tick_ttft_ok += admitted * ok
-    sv.tick_ttft_s += admitted * (base_s + waiting * mean_wait_s)
+    sv.tick_ttft_s += admitted * (fixed_s + own_s + wait_s)
     sv.backlog_s = backlog_s + ready_wait_s
 
     # prefill
@@ -325,8 +279,11 @@ def serve_step(
         if is_last:
             # at the state of the last step: a bin is wider than what changes within a tick
             taken = sv.tick_req - sv.tick_rejected
-            if taken > 0.0:
-                _add_wait(ttft_histogram[b, s], base_s, waiting, wait_s, longest_s, taken)
+            if taken > 0.0 and joins > 1e-9:
+                add_ttft(
+                    ttft_histogram[b, s], fixed_s, slot_s, service_s, cs2, limit_s - fixed_s, wait_frac, range_s, top,
+                    taken / joins, sv,
+                )  # fmt: skip
             if sv.tick_tok > 0.0:
                 # mean and p99 of a step of this length
                 step_s = sv.tick_itl_s / sv.tick_tok

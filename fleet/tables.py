@@ -11,6 +11,10 @@ import numpy as np
 PREFILL, DECODE, PARKED = 0, 1, 2
 """Stages of a node. Pools are (service, PREFILL) and (service, DECODE): pool index = 2 * service + stage."""
 
+DECODED_SHARE = 0.8
+"""Of their output, what decoding requests hold in their context beside the prompt: (1 + CV^2) / 2, since a look into a
+batch meets long answers more often. CV 0.77 is what `envs.load` gives outputs by default."""
+
 STAGES = 2
 """Stages that serve; PARKED serves nothing."""
 

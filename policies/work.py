@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from ..fleet.snapshot import Snapshot
+from ..fleet.tables import DECODED_SHARE
 
 REQUESTS, PROMPT, OUTPUT = range(3)
 """Columns of an average: requests/s, prompt tokens/s, output tokens/s."""
@@ -48,9 +49,9 @@ def lengths(average: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         average: Fast or slow columns of the memory, shape (B, S, 3).
 
     Returns:
-        Shape (B, S) each, tokens; a request's context grows from its prompt by its output, by half on average.
+        Shape (B, S) each, tokens; a request's context grows from its prompt by its output.
     """
     rate = np.maximum(average[..., REQUESTS], 1e-6)
     prompt = average[..., PROMPT] / rate
-    context = prompt + 0.5 * average[..., OUTPUT] / rate
+    context = prompt + DECODED_SHARE * average[..., OUTPUT] / rate
     return np.maximum(prompt, SHORTEST_TOK), np.maximum(context, SHORTEST_TOK)

@@ -8,8 +8,9 @@ import pytest
 
 from flyball import registry
 from flyball.envs.core import Core
+from flyball.envs.plant_tables import WAIT_POINTS
 from flyball.envs.scenario import load_scenario
-from flyball.envs.serving_dynamics import _carried
+from flyball.envs.waiting import prefill_waiting
 from flyball.fleet.topology import Fleet
 
 SHORT = ("seconds=240", "warmup_s=0")
@@ -113,8 +114,9 @@ def test_early_rejection_turns_away_what_a_replay_of_requests_turns_away(servers
     work_s = rng.lognormal(np.log(service_s) - sigma**2 / 2, sigma, count)
     free_s, turned = [0.0] * servers, 0
     for at_s, needs_s in zip(arrive_s.tolist(), work_s.tolist(), strict=True):
-        if free_s[0] - at_s > longest_s:
+        if max(free_s[0] - at_s, 0.0) > longest_s - needs_s:
             turned += 1
         else:
             heapq.heapreplace(free_s, max(free_s[0], at_s) + needs_s)
-    assert _carried(load, float(servers), service_s, 1.0, cs2, longest_s)[0] == pytest.approx(turned / count, abs=0.05)
+    joins = prefill_waiting(load, float(servers), service_s, 1.0, cs2, longest_s, 1.0, np.zeros(WAIT_POINTS))[0]
+    assert 1.0 - joins == pytest.approx(turned / count, abs=0.02)
