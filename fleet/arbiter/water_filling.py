@@ -18,7 +18,8 @@ import numpy as np
 from .compiled import kernel
 from .scratch import CAP, NEAR_W
 
-NEWTON_STEPS = 10
+NEWTON_STEPS, EXACT_STEPS = 12, 8
+"""Steps towards the level, and those of them that look for the very watt."""
 
 
 @kernel(inline=True)
@@ -33,27 +34,45 @@ def push_top(top, reserve, jump_w):
 
 
 @kernel
+def reserve_of(cap, cap_max, reserve, top):
+    """The `reserve` largest distances from a cap to its maximum, added up."""
+    if reserve == 1:  # the usual reserve, in a loop that vectorises
+        largest = 0
+        for i in range(len(cap)):
+            largest = max(largest, cap_max[i] - cap[i])
+        return largest
+    total = 0
+    if reserve > 0:
+        for j in range(reserve):
+            top[j] = 0
+        for i in range(len(cap)):
+            push_top(top, reserve, cap_max[i] - cap[i])
+        for j in range(reserve):
+            total += top[j]
+    return total
+
+
+@kernel
 def charge_of(cap, cap_max, reserve, top):
     """Watts that nodes are charged at their caps, reserve included."""
     total = 0
-    if reserve <= 0:
-        for i in range(len(cap)):
-            total += cap[i]
-        return total
-    for j in range(reserve):
-        top[j] = 0
     for i in range(len(cap)):
         total += cap[i]
-        push_top(top, reserve, cap_max[i] - cap[i])
-    for j in range(reserve):
-        total += top[j]
-    return total
+    return total + reserve_of(cap, cap_max, reserve, top)
 
 
 @kernel
 def charge_at(level, weight, lo, hi, cap_max, reserve, top):
     """The same at a level, and the charge's slope there: the summed weight of nodes that move with the level."""
     total, moving = 0, 0
+    if reserve == 1:  # the usual reserve: its largest distance comes out of the same pass
+        largest = 0
+        for i in range(len(lo)):
+            c = min(hi[i], max(lo[i], np.int64(level * weight[i])))
+            total += c
+            moving += c if lo[i] < c < hi[i] else 0
+            largest = max(largest, cap_max[i] - c)
+        return total + largest, moving / level
     for i in range(len(lo)):
         c = min(hi[i], max(lo[i], np.int64(level * weight[i])))
         total += c
@@ -138,14 +157,49 @@ def hand_out_ties(left_w, weight, hi, cap):
 
 
 @kernel
-def hand_out(available_w, weight, hi, cap_max, cap, reserve, top, first, who):
+def only_jumper(hi, cap_max, cap):
+    """Index of the node whose distance to its maximum is the largest, if it is alone in that and can rise, else -1."""
+    largest = reserve_of(cap, cap_max, 1, cap)
+    count, index = 0, 0
+    for i in range(len(cap)):
+        is_it = cap_max[i] - cap[i] == largest
+        count += is_it
+        index += i if is_it else 0
+    return index if count == 1 and cap[index] < hi[index] else -1
+
+
+@kernel
+def next_free(available_w, weight, hi, cap_max, cap, reserve, top):
+    """The node that is next to rise, if its watt costs nothing: its distance to the maximum is in the reserve.
+
+    Returns:
+        Its index, -1 when nobody can rise or the watt does not fit.
+    """
+    if reserve == 1 and only_jumper(hi, cap_max, cap) < 0:
+        return -1
+    who, first = -1, np.inf
+    for i in range(len(cap)):
+        if cap[i] < hi[i]:
+            threshold = (cap[i] + 1) / weight[i]
+            if threshold < first:
+                who, first = i, threshold
+    if who >= 0:
+        cap[who] += 1
+        is_free = charge_of(cap, cap_max, reserve, top) <= available_w
+        cap[who] -= 1
+        if is_free:
+            return who
+    return -1
+
+
+@kernel
+def hand_out(rounds, left_w, available_w, weight, hi, cap_max, cap, reserve, top, first, who):
     """Hand out what the charge of `cap` leaves; with a reserve a watt given may cost nothing, so look again.
 
     Returns:
         What is left.
     """
-    left_w = available_w - charge_of(cap, cap_max, reserve, top)
-    for _ in range(4):
+    for _ in range(rounds):
         if left_w <= 0:
             break
         if left_w > NEAR_W:
@@ -162,20 +216,23 @@ def hand_out(available_w, weight, hi, cap_max, cap, reserve, top, first, who):
 def solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, first, who):
     """Write the largest caps that fit into `cap`; the charge at `lo` must fit and that at `hi` must not.
 
-    Safeguarded Newton on the piecewise linear charge: it lands within some watts in a few passes, unless many
+    Safeguarded Newton on the piecewise linear charge: it lands on the watt or near it in a few passes, unless many
     nodes share one weight and the charge jumps by one watt of each; then handing out by thresholds finishes it.
-    Mixed cases are bisected down to neighbouring floats. The result does not depend on the guess.
+    Mixed cases are bisected down to neighbouring floats, and so are those where the reserve leaves watts that cost
+    nothing. The result, every watt in order that fits, does not depend on the guess.
 
     Returns:
         The level.
     """
     low, high = 0.0, np.inf
+    left_w = available_w - charge_of(lo, cap_max, reserve, top)
     x = guess
-    for _ in range(NEWTON_STEPS):
+    for step in range(NEWTON_STEPS):
         at_x, active = charge_at(x, weight, lo, hi, cap_max, reserve, top)
         if at_x <= available_w:
-            low = x
-            if available_w - at_x <= NEAR_W:
+            low, left_w = x, available_w - at_x
+            # a look at another level costs less than to hand out a watt
+            if left_w == 0 or (left_w <= NEAR_W and step >= EXACT_STEPS):
                 break
         else:
             high = x
@@ -183,7 +240,9 @@ def solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, 
         if not low < x < high:
             x = 2.0 * low + 1.0 if high == np.inf else 0.5 * (low + high)
     caps_at(low, weight, lo, hi, cap)
-    if hand_out(available_w, weight, hi, cap_max, cap, reserve, top, first, who) <= 0:
+    if left_w > 0:
+        left_w = hand_out(4, left_w, available_w, weight, hi, cap_max, cap, reserve, top, first, who)
+    if left_w <= 0 and (reserve <= 0 or next_free(available_w, weight, hi, cap_max, cap, reserve, top) < 0):
         return low
     for _ in range(2000):  # doubling from nothing, then halving down to neighbouring floats
         x = 2.0 * low + 1.0 if high == np.inf else 0.5 * (low + high)
@@ -191,11 +250,17 @@ def solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, 
             break
         at_x, active = charge_at(x, weight, lo, hi, cap_max, reserve, top)
         if at_x <= available_w:
-            low = x
+            low, left_w = x, available_w - at_x
         else:
             high = x
     caps_at(low, weight, lo, hi, cap)
-    hand_out(available_w, weight, hi, cap_max, cap, reserve, top, first, who)
+    # only nodes with one threshold are left, so that this ends
+    hand_out(len(cap) + 4, left_w, available_w, weight, hi, cap_max, cap, reserve, top, first, who)
+    while reserve > 0:
+        i = next_free(available_w, weight, hi, cap_max, cap, reserve, top)
+        if i < 0:
+            break
+        cap[i] += 1
     return low
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flyball.fleet.arbiter.scratch import NEAR_W, Scratch
+from flyball.fleet.arbiter.scratch import NEAR_W, scratch_of
 from flyball.fleet.arbiter.water_filling import charge_of, fill_domain, hand_out_few, hand_out_ties
 
 node = st.tuples(
@@ -27,25 +27,11 @@ def greedy(weights, lo, hi, available_w):
     return caps
 
 
-def scratch_for(n, reserve=0):
-    return Scratch(
-        np.empty((14, n), np.int64),
-        np.empty((2, n)),
-        np.empty((4, 1), np.int64),
-        np.empty(1),
-        np.empty((11, 2)),
-        np.empty(reserve + 1, np.int64),
-        np.empty((2, n), np.int64),
-        np.empty(NEAR_W),
-        np.empty(NEAR_W, np.int64),
-    )
-
-
 def fill(weights, lo, hi, available_w, reserve=0, cap_max=None, guess=0.0):
     n = len(weights)
     rows = [np.array(x, np.int64) for x in (lo, hi, hi if cap_max is None else cap_max, [-1] * n)]
     lo_, hi_, max_, bound = rows
-    scratch = scratch_for(n, reserve)
+    scratch = scratch_of(n, 1, 2)
     weight = np.array(weights, float)
     level = fill_domain(3, available_w, guess, weight, lo_, hi_, max_, bound, reserve, scratch)
     return level, hi_, bound, int(charge_of(hi_, max_, reserve, scratch.top))

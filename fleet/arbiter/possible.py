@@ -1,0 +1,77 @@
+"""What a node may be running: every cap that was commanded and not yet superseded by an acknowledgement.
+
+`cap_possible_w` is the largest cap that a node may be running. A command joins it when it is
+sent. When the agent reads back a sequence at or above `wait_seq`, every older command is dead: after the
+firmware's lag the node may run the cap that was read back or any command sent after `wait_seq` (`since_w`), and
+nothing else. `wait_seq` then moves to the newest sequence, so a node whose command changes at every tick is
+released as fast as one whose command stands still. A node that reads back more than the very command that it
+acknowledges cannot obey (a GPU that nobody reaches any more): it counts at its read-back until it does. A node
+that was silent may have rebooted: its maximum is possible until it is heard again.
+"""
+
+from ..tables import PARKED, UNKNOWN_W
+from .compiled import kernel
+
+
+@kernel
+def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl_s):
+    """Advance one node's record of what it may be running by what its telemetry says."""
+    is_silent = sn.is_silent != 0
+    if is_silent:
+        st.cap_possible_w = max(st.cap_possible_w, static.cap_max_w)
+        st.hold_s = 0.0
+        st.is_parked = 0
+        st.unacked_s = 0.0
+        return
+    if st.hold_s > 0.0:
+        st.hold_s -= hold_step_s
+        if not st.hold_s > 0.0:
+            st.hold_s = 0.0
+            st.cap_possible_w = st.settling_w
+    if not is_fresh:
+        return
+    if st.stage_cmd == PARKED and sn.stage == PARKED and not sn.moving_s > 0.0 and sn.ack_seq >= st.seq:
+        st.is_parked = 1
+    elif sn.stage != PARKED:
+        st.is_parked = 0
+    has_answered = sn.ack_seq >= st.wait_seq
+    if sn.ack_seq >= st.seq and sn.cap_w > st.cap_cmd_w:
+        st.unacked_s = max(st.unacked_s, lease_ttl_s + hold_step_s)  # it cannot obey: held from now on
+    elif not has_answered:
+        st.unacked_s += hold_step_s
+    elif st.unacked_s <= lease_ttl_s or sn.cap_w <= st.cap_cmd_w:
+        st.unacked_s = 0.0
+    if sn.ack_seq >= st.seq:
+        st.fallback_possible_w = st.fallback_w
+    if sn.cap_w == UNKNOWN_W:  # an inconclusive read changes nothing
+        return
+    if sn.cap_w > st.cap_possible_w:  # rebooted, or another writer
+        st.cap_possible_w = sn.cap_w
+        st.hold_s = 0.0
+    if st.hold_s > 0.0:
+        st.settling_w = max(st.settling_w, sn.cap_w)
+        return
+    if has_answered:
+        possible_w = max(max(sn.cap_w, st.since_w), st.cap_cmd_w)
+        st.wait_seq = st.seq
+        st.since_w = 0
+        if possible_w < st.cap_possible_w:
+            if firmware_lag_s > 0.0:
+                st.settling_w = possible_w
+                st.hold_s = firmware_lag_s
+            else:
+                st.cap_possible_w = possible_w
+
+
+@kernel
+def command_cap(st, cap_w, fallback_w, is_changed):
+    """Record a command; the sequence rises only when something in it changed."""
+    if is_changed or cap_w != st.cap_cmd_w or fallback_w != st.fallback_w:
+        st.seq += 1
+        st.since_w = max(st.since_w, cap_w)
+    st.cap_cmd_w = cap_w
+    st.fallback_w = fallback_w
+    st.cap_possible_w = max(st.cap_possible_w, cap_w)
+    st.fallback_possible_w = max(st.fallback_possible_w, fallback_w)
+    if st.hold_s > 0.0:
+        st.settling_w = max(st.settling_w, cap_w)

@@ -1,0 +1,195 @@
+"""Water-filling of a whole power tree: find the domains that bind at the root's level, and fill only those.
+
+Filling every domain, children first, is exact (`water_filling`) and wasteful: where the root binds, most of the
+caps that its descendants work out watt by watt are lowered again. The greedy order of the increments makes the
+caps of a tree those of the root's filling with, below it, only the domains that would not fit otherwise: a limit
+that the others' result satisfies changes nothing.
+
+So a level `ceiling` is sought first at which the root does not fit, but hardly: a sweep of the tree at a level
+adds up the caps node by node (prefix sums: the nodes of a domain lie side by side) and clamps every domain at its
+limit. No node gets more than its cap at the ceiling, so caps are lowered to it before anything is filled, and a
+domain that fits then is done. The ceiling is proved afterwards: if the root still does not fit, it was one.
+"""
+
+import numpy as np
+
+from .compiled import kernel
+from .scratch import AVAILABLE, BEFORE, CAP_MAX, CEILING, END, MISFIT, PARENT, RESERVE, START
+from .water_filling import charge_at, charge_of, fill_domain, reserve_of
+
+TOP_LEVEL = 1e9
+"""A level at which every node reaches its largest cap: weights are at least 1."""
+
+CLOSE_FRAC = 0.02
+"""A ceiling is close enough when the root exceeds its limit by less than this share."""
+
+APPROACH_STEPS, CEILING_STEPS = 4, 4
+FALL, RISE = 0.7, 2.0
+"""Factors by which the search moves on where no node moves."""
+
+
+@kernel
+def read_tree(domain_static, tree):
+    """Copy what a sweep needs of the domains into contiguous rows."""
+    for d in range(len(domain_static)):
+        tree[START, d] = domain_static[d].node_start
+        tree[END, d] = domain_static[d].node_end
+        tree[PARENT, d] = domain_static[d].parent
+
+
+@kernel
+def add_up(row, total):
+    """Write the sum of the first i values of a row into total[i]."""
+    s = 0
+    total[0] = 0
+    for i in range(len(row)):
+        s += row[i]
+        total[i + 1] = s
+
+
+@kernel
+def find_misfits(row, scratch):
+    """Mark the domains that a row of caps does not fit in the MISFIT row.
+
+    Returns:
+        Their number.
+    """
+    domain, tree, total = scratch.domain, scratch.tree, scratch.total
+    add_up(row, total[0])
+    count = 0
+    for d in range(domain.shape[1]):
+        start, end = tree[START, d], tree[END, d]
+        if domain[RESERVE, d] > 0:
+            charge_w = charge_of(row[start:end], scratch.node[CAP_MAX, start:end], domain[RESERVE, d], scratch.top)
+        else:
+            charge_w = total[0, end] - total[0, start]
+        is_misfit = charge_w > domain[AVAILABLE, d]
+        tree[MISFIT, d] = is_misfit
+        count += is_misfit
+    return count
+
+
+@kernel
+def sweep(level, weight, lo, hi, cap, scratch):
+    """Write the caps of a level into `cap`, and mark the domains that they do not fit in the MISFIT row.
+
+    A domain with a reserve is always marked, as only its filling knows what the reserve costs.
+
+    Returns:
+        What the root's nodes are charged with every domain below clamped at its limit; and of a straight line
+        that leads on from here the same and the part of it that moves with the level.
+    """
+    domain, tree, total, cut = scratch.domain, scratch.tree, scratch.total, scratch.cut
+    for i in range(len(cap)):
+        cap[i] = min(hi[i], max(lo[i], np.int64(level * weight[i])))
+    charged, moving = 0, 0
+    total[0, 0] = 0
+    total[1, 0] = 0
+    for i in range(len(cap)):
+        c = cap[i]
+        charged += c
+        moving += c if lo[i] < c < hi[i] else 0
+        total[0, i + 1] = charged
+        total[1, i + 1] = moving
+    for d in range(domain.shape[1]):
+        cut[0, d] = 0
+        cut[1, d] = 0
+    for d in range(domain.shape[1] - 1, 0, -1):
+        start, end, parent = tree[START, d], tree[END, d], tree[PARENT, d]
+        over_w, still = cut[0, d], cut[1, d]
+        charge_w = total[0, end] - total[0, start] - over_w
+        tree[MISFIT, d] = domain[RESERVE, d]
+        if charge_w > domain[AVAILABLE, d]:
+            tree[MISFIT, d] = 1
+            over_w += charge_w - domain[AVAILABLE, d]
+            still = total[1, end] - total[1, start]
+        cut[0, parent] += over_w
+        cut[1, parent] += still
+    tree[MISFIT, 0] = 1
+    # what a reserve costs is not less where limits below clamp the caps: a ceiling stays one
+    charged += reserve_of(cap, scratch.node[CAP_MAX], domain[RESERVE, 0], scratch.top)
+    clamped_w, still_moving_w = charged - cut[0, 0], moving - cut[1, 0]
+    if still_moving_w <= 0:  # every node moves below a limit: step as if there were none
+        return clamped_w, charged, moving
+    return clamped_w, clamped_w, still_moving_w
+
+
+@kernel(inline=True)
+def _step(level, over_w, moving):
+    """Where a straight line of slope `moving` meets the limit; a factor further on where no node moves."""
+    if moving > 0.0:
+        return level - over_w / moving
+    return level * (FALL if over_w > 0 else RISE)
+
+
+@kernel
+def find_ceiling(guess, weight, lo, hi, scratch):
+    """Look for a level at which the root hardly does not fit; its caps and misfits are those of the last sweep.
+
+    Returns:
+        The level, `TOP_LEVEL` when none was found, and a guess at the root's own.
+    """
+    available_w = scratch.domain[AVAILABLE, 0]
+    cap, cap_max = scratch.node[CEILING], scratch.node[CAP_MAX]
+    x = guess
+    for _ in range(APPROACH_STEPS):  # as if only the root had a limit: cheap, and never above the root's level
+        if not 0.0 < x < TOP_LEVEL:
+            break
+        charge_w, moving = charge_at(x, weight, lo, hi, cap_max, scratch.domain[RESERVE, 0], scratch.top)
+        over_w = charge_w - available_w
+        if abs(over_w) <= 0.25 * CLOSE_FRAC * available_w:
+            break
+        x = _step(x, over_w, moving)
+    x *= 1.0 + 0.5 * CLOSE_FRAC
+    for _ in range(CEILING_STEPS):
+        if not 0.0 < x < TOP_LEVEL:
+            break
+        charge_w, line_w, moving_w = sweep(x, weight, lo, hi, cap, scratch)
+        if available_w < charge_w <= (1.0 + CLOSE_FRAC) * available_w:
+            return x, _step(x, line_w - available_w, moving_w / x)
+        x = _step(x, line_w - (1.0 + 0.5 * CLOSE_FRAC) * available_w, moving_w / x)
+    sweep(TOP_LEVEL, weight, lo, hi, cap, scratch)
+    return TOP_LEVEL, guess
+
+
+@kernel
+def fill_marked(weight, lo, hi, bound, guess, level, scratch):
+    """Fill the domains marked in the MISFIT row, children first; the others do not bind."""
+    domain, tree = scratch.domain, scratch.tree
+    for d in range(domain.shape[1] - 1, -1, -1):
+        level[d] = np.inf
+        if tree[MISFIT, d] != 0:
+            start, end = tree[START, d], tree[END, d]
+            level[d] = fill_domain(
+                d, domain[AVAILABLE, d], guess[d], weight[start:end], lo[start:end], hi[start:end],
+                scratch.node[CAP_MAX, start:end], bound[start:end], domain[RESERVE, d], scratch,
+            )  # fmt: skip
+
+
+@kernel
+def fill_tree(guess, weight, lo, hi, bound, level, scratch):
+    """Lower `hi` in place to the largest caps that fit every domain; `lo` must fit every one of them.
+
+    Args:
+        guess: Levels near the answer, shape (D,); 0 for none; overwritten.
+        weight: Weights, shape (N,), at least 1.
+        lo: Smallest caps, shape (N,), watts.
+        hi: Largest caps, shape (N,), watts; the result.
+        bound: Index of the domain that bound each node, shape (N,); written where one does.
+        level: Written, shape (D,): the level of every domain that binds, infinity elsewhere.
+        scratch: Working rows; AVAILABLE and RESERVE are read.
+    """
+    before, cap = scratch.node[BEFORE], scratch.node[CEILING]
+    ceiling, guess[0] = find_ceiling(guess[0], weight, lo, hi, scratch)
+    for i in range(len(hi)):
+        before[i] = hi[i]
+        if cap[i] < hi[i]:
+            hi[i] = cap[i]
+            bound[i] = 0
+    fill_marked(weight, lo, hi, bound, guess, level, scratch)
+    if ceiling < TOP_LEVEL and level[0] == np.inf:  # reserves below the root can make it fit after all: no ceiling
+        for i in range(len(hi)):
+            hi[i] = before[i]
+            bound[i] = -1
+        sweep(TOP_LEVEL, weight, lo, hi, cap, scratch)
+        fill_marked(weight, lo, hi, bound, guess, level, scratch)
