@@ -21,6 +21,7 @@ import numpy as np
 
 from ..fleet.errors import LoadError, ScenarioError
 from ..fleet.toml_file import number
+from .slow_noise import ornstein_uhlenbeck
 from .traces import RateTable, Requests
 
 LOAD_STREAM = 1
@@ -216,7 +217,7 @@ def generate_load(
     # drawn first and for all kinds of load, so that changing one parameter leaves the other noise as it was
     day_phase = np.array([rng.random() for rng in rngs])[:, None, None]
     mix_phase = np.array([rng.random() for rng in rngs])[:, None, None]
-    slow = _ornstein_uhlenbeck(rngs, shape, tick_s, spec.rate_corr_s)
+    slow = ornstein_uhlenbeck(rngs, shape, tick_s, spec.rate_corr_s)
     bursts = np.stack([_bursts(spec, rng, ticks, tick_s, len(services)) for rng in rngs])
 
     t_s = (np.arange(ticks) + 0.5)[None, :, None] * tick_s
@@ -414,16 +415,6 @@ def _check_size(arrivals: np.ndarray) -> None:
         raise ScenarioError(
             f"load: {arrivals.max():.3g} arrivals in one tick; lower target_util, scale or the file's rates"
         )
-
-
-def _ornstein_uhlenbeck(rngs, shape, tick_s, corr_s) -> np.ndarray:
-    """Standard normal processes with correlation exp(-t / corr_s), shape (B, T, S, 3)."""
-    noise = np.stack([rng.standard_normal((*shape[1:], 3)) for rng in rngs], axis=1)
-    keep = np.exp(-tick_s / corr_s)
-    fresh = np.sqrt(1 - keep**2)
-    for k in range(1, shape[1]):
-        noise[k] = keep * noise[k - 1] + fresh * noise[k]
-    return np.moveaxis(noise, 0, 1)
 
 
 def _gamma(z: np.ndarray, cv: float) -> np.ndarray:

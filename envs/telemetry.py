@@ -7,14 +7,17 @@ from .compiled import kernel
 from .event_dynamics import METER_DEAD, METER_OK
 from .node_dynamics import STREAM_DROPOUT
 from .physics import hash_uniform
-from .tiles import ENERGY
+from .tiles import ENERGY, land
 
 
 @kernel
 def tell(
-    b, tick, tick_s, limits, params, node, domain, service, node_told, domain_told, service_told, lease_ttl_s, tiles
+    b, tick, tick_s, measured, limits, params, node, domain, service, totals, node_told, domain_told, service_told,
+    lease_ttl_s, tiles,
 ):  # fmt: skip
-    """Write environment `b`'s snapshot after a tick; a node that is not heard keeps its last values and ages.
+    """Write environment `b`'s columns back to its nodes, and its snapshot after a tick.
+
+    A node that is not heard keeps its last values and ages.
 
     Args:
         limits: (D, 3) float64: demanded limit, announced next limit, seconds until it starts.
@@ -32,6 +35,7 @@ def tell(
             n = tiles.node[t, i]
             nd = node[b, n]
             out = node_told[b, n]
+            land(b, i, measured, column, nd, totals)
             if nd.agent_down == 1 or chance[n] < max(pr.dropout_frac, nd.mute_frac):
                 out.age_s = min(out.age_s + tick_s, NEVER_S)
                 out.is_silent = 1 if out.age_s > lease_ttl_s else 0
