@@ -100,9 +100,10 @@ def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: i
     fault_rng = np.random.default_rng([fault_seed, FAULT_STREAM])
     event_rng = np.random.default_rng([seed, EVENT_STREAM])
     p = plant.params[b]
-    for name, (low, high) in sorted(scenario.plant.items()):
-        if name not in WORLD_RANGES:
-            p[name] = rng.uniform(low, high)
+    ranges = [(name, *limits) for name, limits in sorted(scenario.plant.items()) if name not in WORLD_RANGES]
+    names, low, high = zip(*ranges, strict=True)
+    for name, value in zip(names, rng.uniform(low, high).tolist(), strict=True):
+        p[name] = value
     p["fault_scale"] = scenario.fault_scale
     p["early_rejection"] = scenario.early_rejection
     p["slo_aware_admission"] = scenario.slo_aware_admission
@@ -114,7 +115,8 @@ def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: i
     p["warmup_s"] = scenario.warmup_s
 
     node, service, told = plant.node[b], plant.service[b], plant.snapshot
-    node[:], plant.domain[b], service[:] = start.node, start.domain, start.service
+    node.view(np.uint8)[:] = start.node.view(np.uint8)  # as bytes: records are copied field by field
+    plant.domain[b], service[:] = start.domain, start.service
     budget_s = event_times(scenario.budget_events, event_rng)
     key = tuple(budget_s)
     series = start.budgets.get(key)

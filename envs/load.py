@@ -229,7 +229,7 @@ def generate_load(
     _check_size(expected)
     swing = spec.mix_shift_amplitude * np.sin(2 * np.pi * (t_s / spec.mix_period_s + mix_phase + phase_frac))
     # the mean of exp(a sin) over a period is I0(a): lengths keep their mean
-    level = float(np.i0(spec.mix_shift_amplitude))
+    level = float(np.i0(spec.mix_shift_amplitude)) if spec.mix_shift_amplitude else 1.0
     mean_prompt = prompt * _gamma(slow[..., 1], spec.drift_cv_prompt) * np.exp(swing) / level
     mean_output = output * _gamma(slow[..., 2], spec.drift_cv_output) * np.exp(-swing) / level
     arrivals = np.stack([_counts(rng, e, spec.ca2) for rng, e in zip(rngs, expected, strict=True)])
@@ -437,8 +437,8 @@ def _bursts(spec: LoadSpec, rng: np.random.Generator, ticks: int, tick_s: float,
             onset_s = rng.random() * span_s - lead_s
             hold_s = spec.burst_s * rng.uniform(0.5, 1.5)
             height = (spec.burst_height - 1) * rng.uniform(0.5, 1.5)
-            rise = np.clip((t_s - onset_s) / ramp_s, 0, 1)
-            fall = np.clip((t_s - onset_s - ramp_s - hold_s) / ramp_s, 0, 1)
+            rise = np.minimum(np.maximum((t_s - onset_s) / ramp_s, 0), 1)
+            fall = np.minimum(np.maximum((t_s - onset_s - ramp_s - hold_s) / ramp_s, 0), 1)
             out[:, s] += height * (rise - fall)
     return out
 

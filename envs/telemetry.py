@@ -23,8 +23,8 @@ def tell(
         limits: (D, 3) float64: demanded limit, announced next limit, seconds until it starts.
     """
     pr = params[b]
-    chance = tiles.chance
-    if pr.dropout_frac > 0.0 or pr.event_count > 0:
+    chance, dropout_frac = tiles.chance, pr.dropout_frac
+    if dropout_frac > 0.0 or pr.event_count > 0:
         for n in range(node.shape[1]):
             chance[n] = hash_uniform(pr.parameter_seed, tick, n, STREAM_DROPOUT)
     else:
@@ -36,7 +36,7 @@ def tell(
             nd = node[b, n]
             out = node_told[b, n]
             land(b, i, measured, column, nd, totals)
-            if nd.agent_down == 1 or chance[n] < max(pr.dropout_frac, nd.mute_frac):
+            if nd.agent_down == 1 or chance[n] < max(dropout_frac, nd.mute_frac):
                 out.age_s = min(out.age_s + tick_s, NEVER_S)
                 out.is_silent = 1 if out.age_s > lease_ttl_s else 0
                 if out.is_silent == 1:
