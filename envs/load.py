@@ -21,6 +21,7 @@ import numpy as np
 
 from ..fleet.errors import LoadError, ScenarioError
 from ..fleet.toml_file import number
+from .slow_noise import ornstein_uhlenbeck
 from .traces import RateTable, Requests
 
 LOAD_STREAM = 1
@@ -216,7 +217,7 @@ def generate_load(
     # drawn first and for all kinds of load, so that changing one parameter leaves the other noise as it was
     day_phase = np.array([rng.random() for rng in rngs])[:, None, None]
     mix_phase = np.array([rng.random() for rng in rngs])[:, None, None]
-    slow = _ornstein_uhlenbeck(rngs, shape, tick_s, spec.rate_corr_s)
+    slow = ornstein_uhlenbeck(rngs, shape, tick_s, spec.rate_corr_s)
     bursts = np.stack([_bursts(spec, rng, ticks, tick_s, len(services)) for rng in rngs])
 
     t_s = (np.arange(ticks) + 0.5)[None, :, None] * tick_s
@@ -228,7 +229,7 @@ def generate_load(
     _check_size(expected)
     swing = spec.mix_shift_amplitude * np.sin(2 * np.pi * (t_s / spec.mix_period_s + mix_phase + phase_frac))
     # the mean of exp(a sin) over a period is I0(a): lengths keep their mean
-    level = float(np.i0(spec.mix_shift_amplitude))
+    level = float(np.i0(spec.mix_shift_amplitude)) if spec.mix_shift_amplitude else 1.0
     mean_prompt = prompt * _gamma(slow[..., 1], spec.drift_cv_prompt) * np.exp(swing) / level
     mean_output = output * _gamma(slow[..., 2], spec.drift_cv_output) * np.exp(-swing) / level
     arrivals = np.stack([_counts(rng, e, spec.ca2) for rng, e in zip(rngs, expected, strict=True)])
@@ -416,16 +417,6 @@ def _check_size(arrivals: np.ndarray) -> None:
         )
 
 
-def _ornstein_uhlenbeck(rngs, shape, tick_s, corr_s) -> np.ndarray:
-    """Standard normal processes with correlation exp(-t / corr_s), shape (B, T, S, 3)."""
-    noise = np.stack([rng.standard_normal((*shape[1:], 3)) for rng in rngs], axis=1)
-    keep = np.exp(-tick_s / corr_s)
-    fresh = np.sqrt(1 - keep**2)
-    for k in range(1, shape[1]):
-        noise[k] = keep * noise[k - 1] + fresh * noise[k]
-    return np.moveaxis(noise, 0, 1)
-
-
 def _gamma(z: np.ndarray, cv: float) -> np.ndarray:
     """Standard normals to a gamma of mean 1: its cube root is nearly normal (Wilson, Hilferty, PNAS 1931)."""
     if cv == 0:
@@ -446,8 +437,8 @@ def _bursts(spec: LoadSpec, rng: np.random.Generator, ticks: int, tick_s: float,
             onset_s = rng.random() * span_s - lead_s
             hold_s = spec.burst_s * rng.uniform(0.5, 1.5)
             height = (spec.burst_height - 1) * rng.uniform(0.5, 1.5)
-            rise = np.clip((t_s - onset_s) / ramp_s, 0, 1)
-            fall = np.clip((t_s - onset_s - ramp_s - hold_s) / ramp_s, 0, 1)
+            rise = np.minimum(np.maximum((t_s - onset_s) / ramp_s, 0), 1)
+            fall = np.minimum(np.maximum((t_s - onset_s - ramp_s - hold_s) / ramp_s, 0), 1)
             out[:, s] += height * (rise - fall)
     return out
 

@@ -10,19 +10,18 @@ from operator import attrgetter
 
 import numpy as np
 
-from ..fleet.arbiter.settle import make_scratch, settle_kernel
+from ..fleet.arbiter.settle import make_scratch, read_tree, settle_one
 from ..fleet.arbiter.state import ArbiterState, initial_state
 from ..fleet.bids import Bids
 from ..fleet.plan import Plan
 from ..fleet.snapshot import Snapshot
-from ..fleet.tables import DECODE, NEVER_S, PARKED, PREFILL, TRAINING
+from ..fleet.tables import DECODE, PARKED, PREFILL, TRAINING
 from ..fleet.topology import Fleet
 from .compiled import kernel
 from .delivery import deliver_step
-from .events import event_times
+from .episode_start import make_start, start_episode
 from .hardware import profile_table
 from .kpis import episode_kpis
-from .limits import budget_series
 from .load import Load
 from .node_dynamics import receive_plan
 from .node_loops import decode_and_draw
@@ -37,17 +36,44 @@ from .plant_tables import (
 from .scenario import Scenario
 from .serving_dynamics import lose_node, serve_step
 from .telemetry import tell
-from .tiles import gather, make_tiles, scatter
-from .world import WORLD_RANGES, start_world, world_tick
+from .tiles import gather, make_tiles
+from .world import world_tick
 
-PARAMETER_STREAM, FAULT_STREAM, EVENT_STREAM = 11, 12, 13
-"""Seed streams: parameters, faults and event times are drawn apart from each other and from the load."""
 
-BREAKER_CONSTANT_S = {"rack": 9.3, "main": 1.25}
-"""Trip-curve constants by breaker kind (MODEL.md section 8)."""
-
-CONTINUOUS_FRAC = 0.8
-"""A breaker carries 80 % of its rating continuously (MODEL.md section 8)."""
+@kernel
+def _tick_one(
+    b, substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s, arrivals,
+    prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl, plan_node, node_told,
+    domain_told, service_told, tiles,
+):  # fmt: skip
+    """Advance environment `b` by one tick under the plan of now, and write what is told."""
+    tick_s = fleet_static[0].tick_s
+    dt_s = tick_s / substeps
+    k = tick[b]
+    measured = time_s[b] >= params[b].warmup_s
+    receive_plan(b, k, tick_s, measured, params, node, plan_node, totals)
+    world_tick(
+        b, k, tick_s, time_s[b], measured, node_static, domain_static, profiles, params, node, domain, service, totals
+    )
+    gather(b, node_static, profiles, params, node, tiles)
+    for step in range(substeps):
+        for s in range(service.shape[1]):
+            if service_static[s].kind == TRAINING:
+                # a gang's busy share stands where prefill nodes have 1 (`tiles.gather`)
+                decode_and_draw(s, dt_s, 0.0, 1.0, 1.0, params[b], tiles, profiles)
+                continue
+            serve_step(
+                b, s, dt_s, step == substeps - 1, arrivals[b, k, s] / substeps, prompt_tok[b, k, s],
+                output_tok[b, k, s], ca2[b, s], cs2[b, s], measured, service_static, profiles, params, service,
+                totals, ttft, itl, tiles,
+            )  # fmt: skip
+        deliver_step(b, dt_s, measured, limits[b, k], node_static, domain_static, node, domain, service, totals, tiles)
+    tick[b] = k + 1
+    time_s[b] += tick_s
+    tell(
+        b, k, tick_s, measured, told[b, k + 1], params, node, domain, service, totals, node_told, domain_told,
+        service_told, fleet_static[0].lease_ttl_s, tiles,
+    )  # fmt: skip
 
 
 @kernel
@@ -57,37 +83,11 @@ def plant_tick(
     node_told, domain_told, service_told, tiles,
 ):  # fmt: skip
     """Advance every environment by one tick under the plans of now, and write what is told."""
-    tick_s = fleet_static[0].tick_s
-    dt_s = tick_s / substeps
     for b in range(node.shape[0]):
-        k = tick[b]
-        measured = time_s[b] >= params[b].warmup_s
-        receive_plan(b, k, tick_s, measured, params, node, plan_node, totals)
-        world_tick(
-            b, k, tick_s, time_s[b], measured, node_static, domain_static, profiles, params, node, domain, service,
-            totals,
-        )  # fmt: skip
-        gather(b, node_static, profiles, params, node, tiles)
-        for step in range(substeps):
-            for s in range(service.shape[1]):
-                if service_static[s].kind == TRAINING:
-                    # a gang's busy share stands where prefill nodes have 1 (`tiles.gather`)
-                    decode_and_draw(s, dt_s, 0.0, 1.0, 1.0, params[b], tiles, profiles)
-                    continue
-                serve_step(
-                    b, s, dt_s, step == substeps - 1, arrivals[b, k, s] / substeps, prompt_tok[b, k, s],
-                    output_tok[b, k, s], ca2[b, s], cs2[b, s], measured, service_static, profiles, params, service,
-                    totals, ttft, itl, tiles,
-                )  # fmt: skip
-            deliver_step(
-                b, dt_s, measured, limits[b, k], node_static, domain_static, node, domain, service, totals, tiles
-            )
-        scatter(b, measured, node, tiles, totals)
-        tick[b] = k + 1
-        time_s[b] += tick_s
-        tell(
-            b, k, tick_s, told[b, k + 1], params, node, domain, service, node_told, domain_told, service_told,
-            fleet_static[0].lease_ttl_s, tiles,
+        _tick_one(
+            b, substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s,
+            arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
+            plan_node, node_told, domain_told, service_told, tiles,
         )  # fmt: skip
 
 
@@ -98,22 +98,26 @@ def control_step(
     plan_fleet, node_told, domain_told, service_told, st_node, st_domain, st_pool, st_service, st_fleet, bid_pool,
     bid_node, bid_fleet, scratch, tiles,
 ):  # fmt: skip
-    """`ticks` times: settle on the bids, then advance the physics."""
-    for _ in range(ticks):
-        settle_kernel(
-            node_static, domain_static, service_static, fleet_static, time_s, node_told, domain_told, service_told,
-            st_node, st_domain, st_pool, st_service, st_fleet, bid_pool, bid_node, bid_fleet, plan_node, plan_fleet,
-            scratch,
-        )  # fmt: skip
-        for b in range(plan_fleet.shape[0]):
+    """`ticks` times: settle on the bids, then advance the physics.
+
+    One environment after the other, so that its tables stay in the cache nearest to the core for all its ticks.
+    """
+    read_tree(domain_static, scratch.tree)
+    for b in range(plan_fleet.shape[0]):
+        for _ in range(ticks):
+            settle_one(
+                node_static, domain_static, service_static, fleet_static[0], time_s[b], node_told[b], domain_told[b],
+                service_told[b], st_node[b], st_domain[b], st_pool[b], st_service[b], st_fleet[b], bid_pool[b],
+                bid_node[b], bid_fleet[b, 0], plan_node[b], plan_fleet[b], scratch,
+            )  # fmt: skip
             if time_s[b] >= params[b].warmup_s:
                 totals[b].interventions += plan_fleet[b].interventions
                 totals[b].correction += plan_fleet[b].correction
-        plant_tick(
-            substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s,
-            arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
-            plan_node, node_told, domain_told, service_told, tiles,
-        )  # fmt: skip
+            _tick_one(
+                b, substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s,
+                arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
+                plan_node, node_told, domain_told, service_told, tiles,
+            )  # fmt: skip
 
 
 EPISODE = ("params", "arrivals", "prompt_tok", "output_tok", "ca2", "cs2", "limits", "told")
@@ -183,6 +187,7 @@ class Plant:
         self.plan = Plan.empty(batch, n)
         self._scratch = make_scratch(fleet)
         self._tiles = make_tiles(fleet)
+        self._start = make_start(fleet)
 
     @cached_property
     def control_ticks(self) -> int:
@@ -210,9 +215,8 @@ class Plant:
         Returns:
             The snapshot that the first decision sees (a view that later steps overwrite).
         """
-        fleet = self.fleet
         index = np.arange(self.batch) if envs is None else np.asarray(envs)
-        fresh = initial_state(fleet, 1, assume_acked=True)
+        fresh = self._start.state
         for name in ("node", "domain", "pool", "service", "fleet"):
             getattr(self.state, name)[index] = getattr(fresh, name)[0]
         self.tick[index] = 0
@@ -232,80 +236,8 @@ class Plant:
         faults = seeds if fault_seeds is None else fault_seeds
         drawn = np.array([seeds, faults, seeds if parameter_seeds is None else parameter_seeds])
         for b, (seed, fault_seed, parameter_seed) in zip(index, drawn.T.tolist(), strict=True):
-            self._reset_one(int(b), seed, fault_seed, parameter_seed, fresh)
+            start_episode(self, self._start, b, seed, fault_seed, parameter_seed)
         return self.snapshot
-
-    def _reset_one(self, b: int, seed: int, fault_seed: int, parameter_seed: int, fresh: ArbiterState) -> None:
-        fleet, scenario = self.fleet, self.scenario
-        rng = np.random.default_rng([parameter_seed, PARAMETER_STREAM])
-        fault_rng = np.random.default_rng([fault_seed, FAULT_STREAM])
-        event_rng = np.random.default_rng([seed, EVENT_STREAM])
-        p = self.params[b]
-        for name, (low, high) in sorted(scenario.plant.items()):
-            if name not in WORLD_RANGES:
-                p[name] = rng.uniform(low, high)
-        p["fault_scale"] = scenario.fault_scale
-        p["early_rejection"] = scenario.early_rejection
-        p["slo_aware_admission"] = scenario.slo_aware_admission
-        for name in ("prefix_hit_frac", "retry_frac", "retry_after_s"):
-            p[name] = getattr(scenario.load, name)
-        p["parameter_seed"] = int(rng.integers(2**62))
-        p["fault_seed"] = int(fault_rng.integers(2**62))
-        p["nominal_w"] = fleet.domain_static["peak_w"][0]
-        p["warmup_s"] = scenario.warmup_s
-
-        node, static = self.node[b], fleet.node_static
-        node[:] = 0
-        node["cap_w"] = fresh.node["cap_cmd_w"][0]
-        node["pending_s"] = -1.0
-        node["ack_seq"] = fresh.node["seq"][0]
-        node["ceiling"] = 1.0
-        node["stage"] = static["stage"]
-        node["phi"] = 1.0
-
-        self.domain[b] = 0
-        for i, d in enumerate(fleet.domains):
-            rating_w = d.breaker_w if d.breaker_w is not None else d.peak_w / CONTINUOUS_FRAC
-            self.domain[b, i]["rating_w"] = rating_w
-            self.domain[b, i]["constant_s"] = BREAKER_CONSTANT_S[d.breaker_kind]
-        budget_s = event_times(scenario.budget_events, event_rng)
-        self.limits[b], self.told[b] = budget_series(fleet, scenario.budget_events, budget_s, self.ticks)
-
-        service = self.service[b]
-        service[:] = 0
-        service["context"] = self.prompt_tok[b, 0] + 0.5 * self.output_tok[b, 0]
-        service["itl_request_s"] = 0.5 * fleet.service_static["itl_s"]
-        start_world(
-            p, node, self.domain[b], service, scenario, fleet, self.profiles, budget_s, rng, event_rng, fault_rng
-        )
-
-        told = self.snapshot.node[b]
-        told["power_w"] = 0.0
-        told["demand_w"] = static["cap_max_w"]
-        told["util_frac"] = 0.5
-        told["clock_frac"] = 1.0
-        told["temp_c"] = node["temp_c"]
-        told["age_s"] = 0.0
-        told["cap_w"] = node["cap_w"]
-        told["ack_seq"] = node["ack_seq"]
-        told["stage"] = node["stage"]
-        told["moving_s"] = 0.0
-        told["is_up"] = 1
-        told["is_silent"] = 0
-        told["xid"] = 0
-        limits = self.snapshot.domain[b]
-        limits["meter_w"] = np.nan
-        limits["meter_age_s"] = NEVER_S
-        limits["limit_w"], limits["next_limit_w"] = self.told[b, 0, :, 0], self.told[b, 0, :, 1]
-        limits["next_in_s"] = self.told[b, 0, :, 2]
-        heard = self.snapshot.service[b]
-        heard["arrival_rps"] = self.arrivals[b, : self.control_ticks].mean(0) / fleet.timing.tick_s
-        heard["prompt_tokens"], heard["output_tokens"] = self.prompt_tok[b, 0], self.output_tok[b, 0]
-        for name in ("backlog_s", "active", "kv_frac", "reject_frac", "age_s"):
-            heard[name] = 0.0
-        heard["ttft_s"] = 0.2 * fleet.service_static["ttft_s"]
-        heard["itl_s"] = 0.5 * fleet.service_static["itl_s"]
-        heard["ttft_ok_frac"] = heard["itl_ok_frac"] = 1.0
 
     def step(self, bids: Bids, ticks: int | None = None) -> Snapshot:
         """Settle and advance `ticks` times (one control interval by default) under the same bids.

@@ -7,21 +7,24 @@ from .compiled import kernel
 from .event_dynamics import METER_DEAD, METER_OK
 from .node_dynamics import STREAM_DROPOUT
 from .physics import hash_uniform
-from .tiles import ENERGY
+from .tiles import ENERGY, land
 
 
 @kernel
 def tell(
-    b, tick, tick_s, limits, params, node, domain, service, node_told, domain_told, service_told, lease_ttl_s, tiles
+    b, tick, tick_s, measured, limits, params, node, domain, service, totals, node_told, domain_told, service_told,
+    lease_ttl_s, tiles,
 ):  # fmt: skip
-    """Write environment `b`'s snapshot after a tick; a node that is not heard keeps its last values and ages.
+    """Write environment `b`'s columns back to its nodes, and its snapshot after a tick.
+
+    A node that is not heard keeps its last values and ages.
 
     Args:
         limits: (D, 3) float64: demanded limit, announced next limit, seconds until it starts.
     """
     pr = params[b]
-    chance = tiles.chance
-    if pr.dropout_frac > 0.0 or pr.event_count > 0:
+    chance, dropout_frac = tiles.chance, pr.dropout_frac
+    if dropout_frac > 0.0 or pr.event_count > 0:
         for n in range(node.shape[1]):
             chance[n] = hash_uniform(pr.parameter_seed, tick, n, STREAM_DROPOUT)
     else:
@@ -32,7 +35,8 @@ def tell(
             n = tiles.node[t, i]
             nd = node[b, n]
             out = node_told[b, n]
-            if nd.agent_down == 1 or chance[n] < max(pr.dropout_frac, nd.mute_frac):
+            land(b, i, measured, column, nd, totals)
+            if nd.agent_down == 1 or chance[n] < max(dropout_frac, nd.mute_frac):
                 out.age_s = min(out.age_s + tick_s, NEVER_S)
                 out.is_silent = 1 if out.age_s > lease_ttl_s else 0
                 if out.is_silent == 1:

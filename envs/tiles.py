@@ -2,7 +2,8 @@
 
 The record tables are what everybody reads and writes. Once per tick the fields that physics needs are gathered from
 them into columns of 16 nodes of one service, one GPU product and one node size; the loops over a tile have a constant
-length and no branches, so that they compile to vector instructions; then the columns are scattered back.
+length and no branches, so that they compile to vector instructions; then the columns are written back, while
+telemetry is (`telemetry.tell`).
 """
 
 from typing import NamedTuple
@@ -144,24 +145,20 @@ def gather(b, node_static, profiles, params, node, tiles):
             column[ENERGY + i] = 0.0
 
 
-@kernel
-def scatter(b, measured, node, tiles, totals):
-    """Write the columns back to the nodes of environment `b`; caps that came into force are acknowledged."""
-    for t in range(tiles.static.shape[0]):
-        column = tiles.column[t]
-        for i in range(tiles.static[t].count):
-            nd = node[b, tiles.node[t, i]]
-            if nd.pending_s >= 0.0:
-                nd.pending_s = column[PENDING + i]
-                if nd.pending_s < 0.0:
-                    if measured and nd.pending_w != nd.cap_w:
-                        totals[b].cap_changes += 1.0
-                    nd.cap_w = nd.pending_w
-                    nd.ack_seq = nd.pending_seq
-            nd.phi = column[PHI + i]
-            nd.moving_s = column[MOVING + i]
-            nd.batch = column[BATCH + i]
-            nd.util_frac = column[UTIL + i]
-            nd.gpu_w = column[GPU_W + i]
-            nd.demand_w = column[DEMAND + i]
-            nd.non_gpu_w = column[NON_GPU + i]
+@kernel(inline=True)
+def land(b, i, measured, column, nd, totals):
+    """Write lane `i` back to its node `nd`; a cap that came into force is acknowledged."""
+    if nd.pending_s >= 0.0:
+        nd.pending_s = column[PENDING + i]
+        if nd.pending_s < 0.0:
+            if measured and nd.pending_w != nd.cap_w:
+                totals[b].cap_changes += 1.0
+            nd.cap_w = nd.pending_w
+            nd.ack_seq = nd.pending_seq
+    nd.phi = column[PHI + i]
+    nd.moving_s = column[MOVING + i]
+    nd.batch = column[BATCH + i]
+    nd.util_frac = column[UTIL + i]
+    nd.gpu_w = column[GPU_W + i]
+    nd.demand_w = column[DEMAND + i]
+    nd.non_gpu_w = column[NON_GPU + i]

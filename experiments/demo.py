@@ -19,9 +19,9 @@ import numpy as np
 
 from .. import __version__, registry
 from ..envs.core import Core
+from ..envs.episode_start import EVENT_STREAM
 from ..envs.episodes import read_file, run_episodes
 from ..envs.events import event_times
-from ..envs.plant import EVENT_STREAM
 from ..envs.scenario import Scenario, load_scenario
 from ..fleet.errors import BadInput
 from ..fleet.schema import schema_hash

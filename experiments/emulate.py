@@ -24,13 +24,14 @@ import numpy as np
 from ..actuators.emulator.build import library_path
 from ..actuators.emulator.state import EmulatedGpus
 from ..actuators.lease import UNKNOWN_W, boottime_s
+from ..envs.episode_start import EVENT_STREAM
 from ..envs.episodes import read_file
 from ..envs.events import event_times
 from ..envs.faults import REBOOT_S, RESET_S
 from ..envs.limits import DEMANDED, IN_FORCE
 from ..envs.load import make_load
 from ..envs.model import PlantModel
-from ..envs.plant import EVENT_STREAM, Plant
+from ..envs.plant import Plant
 from ..envs.scenario import Scenario, check_scenario, load_scenario
 from ..fleet.arbiter.health import xid_action
 from ..fleet.errors import BadInput

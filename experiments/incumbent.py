@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..envs.core import Core
+from ..envs.episode_start import EVENT_STREAM
 from ..envs.events import event_times
-from ..envs.plant import EVENT_STREAM, Plant
+from ..envs.plant import Plant
 from ..envs.scenario import Scenario
 from ..fleet.errors import BadInput
 from ..fleet.snapshot import Snapshot
