@@ -1,12 +1,13 @@
 """Power delivery: what every domain draws, its limit in force, and its breaker."""
 
 from .compiled import kernel
+from .event_dynamics import BOOT_S
 from .physics import breaker_heat
 from .serving_dynamics import lose_node
 from .tiles import BATCH, DARK, GPU_W, LANDING_SLOTS, LANDS, NODE_W, NON_GPU, OFF, PEAK_W
 
 BREAKER_RESET_S = 900.0
-"""Out for 10-30 minutes after a trip (MODEL.md section 8)."""
+"""Until a person resets a tripped breaker, 10-30 minutes (MODEL.md section 8); nothing below it draws before."""
 
 
 @kernel
@@ -23,6 +24,14 @@ def deliver_step(b, dt_s, measured, limits, node_static, domain_static, node, do
     tot = totals[b]
     count = domain.shape[1]
     for d in range(count):
+        dm = domain[b, d]
+        if dm.dark_s > 0.0:
+            dm.dark_s -= dt_s
+            if dm.dark_s <= 0.0:  # a person has reset the breaker
+                dm.dark_s, dm.is_tripped, dm.heat = 0.0, 0, 0.0
+            else:
+                dm.power_w = dm.peak_w = 0.0
+                continue
         power_w = float(domain_static[d].unmanaged_w)
         peak_w = power_w
         for k in range(tiles.domain_start[d], tiles.domain_start[d + 1]):
@@ -47,7 +56,7 @@ def deliver_step(b, dt_s, measured, limits, node_static, domain_static, node, do
                 dm.is_tripped = 1
                 if measured:
                     tot.breaker_trips += 1.0
-                _trip(b, d, measured, node_static, domain_static, node, service, totals, tiles)
+                _trip(b, d, measured, node_static, domain_static, node, domain, service, totals, tiles)
     if measured:
         tot.energy_j += domain[b, 0].power_w * dt_s
         tot.seconds += dt_s
@@ -81,8 +90,14 @@ def _score_limits(d, dt_s, demanded_w, in_force_w, domain_static, dm, tot, tiles
 
 
 @kernel
-def _trip(b, d, measured, node_static, domain_static, node, service, totals, tiles):
-    """Take down everything below domain `d`."""
+def _trip(b, d, measured, node_static, domain_static, node, domain, service, totals, tiles):
+    """Take down everything below domain `d` until a person has reset its breaker; then the nodes boot."""
+    for e in range(d, domain.shape[1]):  # parents stand before their children
+        above = e
+        while above > d:
+            above = domain_static[above].parent
+        if above == d:
+            domain[b, e].dark_s = BREAKER_RESET_S
     start, end = domain_static[d].node_start, domain_static[d].node_end
     for t in range(tiles.static.shape[0]):
         column = tiles.column[t]
@@ -92,7 +107,7 @@ def _trip(b, d, measured, node_static, domain_static, node, service, totals, til
                 continue
             node[b, n].batch = column[BATCH + i]
             lose_node(b, n, measured, node_static, node, service, totals)
-            node[b, n].down_s = BREAKER_RESET_S
+            node[b, n].down_s = max(node[b, n].down_s, BREAKER_RESET_S + BOOT_S)
             node[b, n].agent_down = 1
             column[BATCH + i] = 0.0
             column[OFF + i] = 1.0

@@ -176,6 +176,7 @@ PLANT_DOMAIN = _dtype(
     ("meter_ws", "f8"),
     ("heat", "f8"),
     ("is_tripped", "i8"),
+    ("dark_s", "f8"),  # until a person has reset the breaker that tripped above it; 0: it has power
     ("rating_w", "f8"),  # 0: no breaker
     ("constant_s", "f8"),
     ("full_rating_w", "f8"),  # with all its feeds

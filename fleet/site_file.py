@@ -40,7 +40,7 @@ class _ServiceIn:
     itl_s: float = number(Slo.itl_s, above=0, high=60)
     percentile: float = number(Slo.percentile, low=50, high=100)
     min_prefill_nodes: int = number(Service.min_prefill_nodes, low=1)
-    min_decode_nodes: int = number(Service.min_decode_nodes, low=1)
+    min_decode_nodes: int = number(Service.min_decode_nodes, low=0)
     priority: int = Service.priority
     kind: str = Service.kind
 
@@ -146,6 +146,11 @@ def _timing(given: _TimingIn) -> Timing:
 def _service(index: int, s: _ServiceIn) -> Service:
     if s.kind not in SERVICE_KINDS:
         raise SiteError(f"service[{index}] {s.name!r}.kind: {s.kind!r}; use {', '.join(SERVICE_KINDS)}")
+    if s.kind == SERVICE_KINDS[DISAGGREGATED] and s.min_decode_nodes < 1:
+        raise SiteError(
+            f"service[{index}] {s.name!r}.min_decode_nodes: 0; a disaggregated service keeps at least 1 (aggregated "
+            "and training services may be shed to the last node)"
+        )
     return Service(
         s.name,
         s.model,

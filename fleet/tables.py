@@ -127,8 +127,10 @@ SERVICE_SNAPSHOT = _dtype(
 NODE_STATE = _dtype(
     ("cap_cmd_w", "i8"),  # last commanded cap
     ("cap_possible_w", "i8"),  # largest cap the node may be running
+    ("silent_w", "i8"),  # the same for a silent node if it did not reboot; 0 while it is heard
     ("seq", "i8"),  # lease sequence of the last command
     ("wait_seq", "i8"),  # once this sequence is read back, no older command can still be applied
+    ("wait_w", "i8"),  # the cap of command wait_seq
     ("since_w", "i8"),  # largest cap commanded after wait_seq
     ("hold_s", "f8"),  # firmware lag still to wait for after the acknowledgement of a lower cap
     ("settling_w", "i8"),  # what cap_possible_w becomes when hold_s is over

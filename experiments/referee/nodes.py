@@ -25,6 +25,7 @@ class NodeRecord:
         "last",
         "live",
         "may_renew_late",
+        "obeys_ms",
         "read_w",
         "runs_stage",
         "runs_w",
@@ -40,6 +41,7 @@ class NodeRecord:
         self.lagging: list[tuple[int, int]] = []
         self.is_unknown = False
         self.boot = 0
+        self.obeys_ms: int | None = None  # when its first cap since a reboot was applied
         self.acked, self.read_w, self.sampled_ms = acked, cap_w, -1
         self.is_seen_parked = site.stage == PARKED
         self.live: dict[Id, Command] = {}
@@ -72,12 +74,15 @@ class NodeRecord:
     def apply(self, event: Applied) -> None:
         self.set_cap(event.time_ms, event.cap_w)
         self.runs_stage = event.stage
+        if self.obeys_ms is None:
+            self.obeys_ms = event.time_ms
 
     def reboot(self) -> None:
         self.runs_w, self.lagging, self.is_unknown = self.site.cap_max_w, [], True
         # a rebooted node loads its stage again; until then, and whatever it loads, its maximum covers it
         self.runs_stage = self.site.stage
         self.boot += 1
+        self.obeys_ms = None
 
     # ── knowledge ────────────────────────────────────────────────────────────────────────────────────────
     def possible_w(self, time_ms: int) -> int:
@@ -111,7 +116,8 @@ class NodeRecord:
         self.is_seen_parked = event.stage == PARKED and not event.is_moving
         if self.possible_w(event.time_ms) < before_w:
             self.held.append((event.sampled_ms + self.lag_ms, before_w))
-        if event.id != NO_ID:
+        # it draws its maximum until the firmware's lag after the cap that it acknowledges: unknown until then
+        if event.id != NO_ID and self.obeys_ms is not None and event.sampled_ms >= self.obeys_ms + self.lag_ms:
             self.is_unknown = False
 
     def is_late(self, time_ms: int, p99_ms: int, applied: Id) -> bool:

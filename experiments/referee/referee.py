@@ -38,9 +38,9 @@ class Referee:
         acked: Id of that command.
         trusts_clock: Whether the controller's clock advanced as time did; promises per second are judged only then.
         trusts_network: Whether no command or report was lost or late; kept with the log.
-        is_strict: Whether a reserve is whole again as soon as the nodes that it covered acknowledged a cap, as the
-            design has it; else once what is possible fits with the whole reserve again. And whether an agent whose
-            lease expired may still take an answer to an older report than its last.
+        is_strict: Whether a reserve is whole again as soon as the nodes that it covered obey a cap that they
+            acknowledged, as the design has it; else once what is possible fits with the whole reserve again. And
+            whether an agent whose lease expired may still take an answer to an older report than its last.
 
     Attributes:
         violations: What was broken, in order.

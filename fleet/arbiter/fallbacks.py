@@ -5,7 +5,7 @@ they count at the most that they may draw, and the others' shares make room for 
 """
 
 from .compiled import kernel
-from .scratch import CAP_MAX, CHARGE, EQUAL_WEIGHT, FALLBACK_AVAILABLE, HI, KIND, LO, SILENT, SPARE
+from .scratch import CAP_MAX, EQUAL_WEIGHT, FALLBACK_AVAILABLE, HI, KIND, LO, SILENT, SPARE
 from .water_filling import fill_domain
 
 
@@ -16,7 +16,7 @@ def reserve_for_lost(lease_ttl_s, node_static, domain_static, st_node, node, dom
         st = st_node[i]
         possible_w = 0
         if node[KIND, i] == SILENT:
-            possible_w = node[CHARGE, i]
+            possible_w = st.cap_possible_w
         elif st.unacked_s > lease_ttl_s:
             possible_w = max(st.cap_possible_w, st.fallback_possible_w)
         above_w = possible_w - node_static[i].cap_min_w

@@ -104,8 +104,9 @@ def grant(node_static, domain_static, st_node, scratch):
                 node[WISH, i] = -1
     for i in range(n):
         node[LO, i] = node[CHARGE, i]
-        # a parked node counts at its bound for parking, whatever its cap
-        hi = node[ALLOWED, i] if st_node[i].is_parked == 0 else node[CHARGE, i]
+        # a parked node counts at its bound for parking, whatever its cap, and so does one that fell silent parked
+        is_apart = st_node[i].is_parked != 0 or node[KIND, i] == SILENT
+        hi = node[CHARGE, i] if is_apart else node[ALLOWED, i]
         node[HI, i] = max(hi, node[CHARGE, i])
     if find_misfits(node[LO], scratch) > 0:
         for d in range(len(domain_static)):
@@ -119,6 +120,6 @@ def grant(node_static, domain_static, st_node, scratch):
         scratch.guess[d] = START_BELOW * scratch.level[d]
     fill_tree(scratch.guess, scratch.weight[BID_WEIGHT], node[LO], node[HI], node[SPARE], scratch.level, scratch)
     for i in range(n):
-        if st_node[i].is_parked == 0 or node[WISH, i] >= 0:
+        if (st_node[i].is_parked == 0 and node[KIND, i] != SILENT) or node[WISH, i] >= 0:
             node[ALLOWED, i] = min(node[HI, i], node[ALLOWED, i])
     return leaving

@@ -110,7 +110,7 @@ def update_limits(
             elif spend > 0.0:
                 mean_limit_w = sustained_w + spend * record.bank_ws / spend_horizon_s
             else:
-                mean_limit_w = sustained_w * (1.0 + SAVE_FRAC * spend)
+                mean_limit_w = sustained_w  # less a saving bid, which `targets.save_watts` takes off above the floors
             budget_w = min(budget_w, np.int64(max(mean_limit_w, 0.0)))
             lowest_w = min(lowest_w, np.int64(sustained_w))
         domain[AVAILABLE, d] = budget_w - bounds_w

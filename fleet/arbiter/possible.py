@@ -3,10 +3,12 @@
 `cap_possible_w` is the largest cap that a node may be running. A command joins it when it is
 sent. When the agent reads back a sequence at or above `wait_seq`, every older command is dead: after the
 firmware's lag the node may run the cap that was read back or any command sent after `wait_seq` (`since_w`), and
-nothing else. `wait_seq` then moves to the newest sequence, so a node whose command changes at every tick is
-released as fast as one whose command stands still. A node that reads back more than the very command that it
-acknowledges cannot obey (a GPU that nobody reaches any more): it counts at its read-back until it does. A node
-that was silent may have rebooted: its maximum is possible until it is heard again.
+nothing else; while it reads back `wait_seq` itself, a renewal of that command which is still on its way may also
+raise it from its fallback to that cap again (`wait_w`). `wait_seq` then moves to the newest sequence, so a node
+whose command changes at every tick is released as fast as one whose command stands still. A node that reads back
+more than the very command that it acknowledges cannot obey (a GPU that nobody reaches any more): it counts at its
+read-back until it does. A node that was silent may have rebooted: its maximum is possible until it is heard again.
+What was possible for it before (`silent_w`) is kept: the reserve covers the difference, and is not handed out.
 """
 
 from ..tables import PARKED, UNKNOWN_W
@@ -18,11 +20,14 @@ def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl
     """Advance one node's record of what it may be running by what its telemetry says."""
     is_silent = sn.is_silent != 0
     if is_silent:
+        if st.silent_w == 0:
+            st.silent_w = static.parked_max_w if st.is_parked != 0 else max(st.cap_possible_w, st.cap_cmd_w)
         st.cap_possible_w = max(st.cap_possible_w, static.cap_max_w)
         st.hold_s = 0.0
         st.is_parked = 0
         st.unacked_s = 0.0
         return
+    st.silent_w = 0
     if st.hold_s > 0.0:
         st.hold_s -= hold_step_s
         if not st.hold_s > 0.0:
@@ -53,7 +58,10 @@ def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl
         return
     if has_answered:
         possible_w = max(max(sn.cap_w, st.since_w), st.cap_cmd_w)
+        if sn.ack_seq == st.wait_seq:
+            possible_w = max(possible_w, st.wait_w)
         st.wait_seq = st.seq
+        st.wait_w = st.cap_cmd_w
         st.since_w = 0
         if possible_w < st.cap_possible_w:
             if firmware_lag_s > 0.0:

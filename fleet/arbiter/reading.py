@@ -74,7 +74,7 @@ def read_nodes(dt_s, fleet, node_static, sn_node, st_node, bid_node, node, weigh
     Returns:
         True if health has to look at the nodes: one is drained, faulty, or bid for.
     """
-    hold_step_s = min(dt_s, 2.0 * fleet.tick_s)
+    hold_step_s = min(dt_s, fleet.tick_s)  # a clock that jumps releases nothing early
     gain = 1.0 - np.exp(-dt_s / DEMAND_S)
     needs_health = False
     for i in range(len(node_static)):

@@ -23,7 +23,7 @@ from .reading import clean, read_bids, read_nodes, update_filters
 from .scratch import CAP_MAX, HI, LO, SPARE, WISH, make_scratch
 from .stages import command_stage, update_stages
 from .state import BANK_FRAC, ArbiterState
-from .targets import bound_targets, classify, drop_wishes, hold_targets, set_reserves, set_targets
+from .targets import bound_targets, classify, drop_wishes, hold_targets, save_watts, set_reserves, set_targets
 from .tree_filling import read_tree
 from .water_filling import fill_domain
 from .writing import write_plan
@@ -71,12 +71,13 @@ def settle_one(
     now_s = st_fleet.time_s
     st_fleet.ticks += 1
 
+    spend = clean(spend_bid)
     read_bids(bid_pool, pool)
     update_limits(
         now_s,
         dt_s,
         lapse_s,
-        clean(spend_bid),
+        spend,
         node_static,
         domain_static,
         fleet,
@@ -92,10 +93,12 @@ def settle_one(
             now_s, node_static, service_static, fleet, sn_node, st_node, st_fleet, bid_node, node, pool, scratch.count
         )
     moves = update_stages(dt_s, node_static, service_static, fleet, sn_node, st_node, st_service, node, pool)
-    classify(node_static, fleet, sn_node, st_node, node)
-    set_reserves(domain_static, node, domain)
-    bound_targets(node_static, domain, domain_static, st_node, node)
-    drop_wishes(node_static, domain_static, st_node, node, domain, top)
+    silent = classify(node_static, fleet, sn_node, st_node, node)
+    set_reserves(silent, domain_static, node, domain, top)
+    bound_targets(node_static, domain, domain_static, service_static, st_node, node)
+    drop_wishes(node_static, domain_static, service_static, st_node, node, domain, top)
+    if spend < 0.0:
+        save_watts(spend, domain_static, st_domain, node, domain, top)
     shed_level = set_targets(node_static, domain_static, service_static, st_node, st_domain, scratch)
     hold_targets(fleet.deadband_w, domain_static, st_node, scratch)
     set_allowed(dt_s, node_static, domain_static, fleet, st_node, node, weight, level)

@@ -45,7 +45,8 @@ def spare_nodes(service, stage, service_static, pool):
     util = pool[UTIL_SUM, p] / pool[UTIL_COUNT, p] if pool[UTIL_COUNT, p] > 0.0 else 1.0
     # nodes that still load decode no use yet: the margin counts what serves now
     in_use = np.ceil(DECODE_MARGIN * util * pool[SERVING, p] - 1e-9)
-    return commanded - max(in_use, service_static[service].min_decode_nodes)
+    # shedding may take the last node; bids for nodes are shares of those that serve, and would never bring one back
+    return commanded - max(in_use, max(service_static[service].min_decode_nodes, 1))
 
 
 @kernel

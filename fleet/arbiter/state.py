@@ -114,6 +114,7 @@ def initial_state(
     node["wait_seq"] = 1
     node["stage_cmd"] = static["stage"]
     node["cap_cmd_w"] = static["cap_min_w"]
+    node["wait_w"] = static["cap_min_w"]
     node["cap_possible_w"] = static["cap_max_w"]
     node["fallback_w"] = static["cap_min_w"]
     node["demand_w"] = np.nan
@@ -138,7 +139,7 @@ def initial_state(
         from .settle import uniform_caps  # numba only where a settlement is about to follow
 
         cap_w = uniform_caps(fleet)
-        for name in ("cap_cmd_w", "cap_possible_w"):
+        for name in ("cap_cmd_w", "wait_w", "cap_possible_w"):
             node[name] = cap_w
         node["dwell_s"] = fleet.timing.dwell_s
         for name in ("fallback_w", "fallback_possible_w"):

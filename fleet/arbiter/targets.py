@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from ..tables import DECODE, PARKED
+from ..tables import DECODE, PARKED, TRAINING
 from .compiled import kernel
+from .limits import SAVE_FRAC
 from .scratch import (
     AVAILABLE,
     BID_WEIGHT,
@@ -32,8 +33,9 @@ from .scratch import (
     WISH,
 )
 from .shedding import shed
+from .state import BANK_FRAC
 from .tree_filling import fill_tree, find_misfits
-from .water_filling import charge_of, fill_domain
+from .water_filling import charge_of, fill_domain, push_top
 
 UNSHED_MARGIN = 0.02
 """A node parked by shedding returns when this share of a domain's watts stays free above all floors."""
@@ -41,11 +43,19 @@ UNSHED_MARGIN = 0.02
 
 @kernel
 def classify(node_static, fleet, sn_node, st_node, node):
-    """Say what every node counts as, and what it is charged at now."""
+    """Say what every node counts as, and what it is charged at now.
+
+    A silent node is charged at what was possible for it before, and the reserve for the rest (`set_reserves`).
+
+    Returns:
+        The number of silent nodes.
+    """
+    silent = 0
     for i in range(len(node_static)):
         st, sn = st_node[i], sn_node[i]
         if sn.is_silent != 0:
             kind = SILENT
+            silent += 1
         elif node[FRESH, i] == 0 or st.unacked_s > fleet.lease_ttl_s:
             kind = HELD
         elif st.stage_cmd == PARKED:
@@ -60,24 +70,51 @@ def classify(node_static, fleet, sn_node, st_node, node):
             kind = FREE
         node[KIND, i] = kind
         node[CAP_MAX, i] = node_static[i].cap_max_w
-        node[CHARGE, i] = node_static[i].parked_max_w if st.is_parked != 0 else st.cap_possible_w
+        charge_w = node_static[i].parked_max_w if st.is_parked != 0 else st.cap_possible_w
+        node[CHARGE, i] = st.silent_w if kind == SILENT else charge_w
+    return silent
 
 
 @kernel
-def set_reserves(domain_static, node, domain):
-    """Nodes that may still jump per domain: the reserve less those that already count at their maximum."""
+def set_reserves(silent, domain_static, node, domain, top):
+    """Write how many nodes the reserve of each domain stands for, and take what it cannot cover from its watts.
+
+    Any `unknown_reserve` nodes may be unknown at once, and others as soon as these are known again. So the reserve
+    stays whole while nodes are silent: a silent node is one of those that it stands for. Silent nodes beyond it
+    count at their maximum; the reserve stands for those with the largest distances to it.
+    """
     for d in range(len(domain_static)):
         static = domain_static[d]
-        reserve = static.unknown_reserve
-        if reserve > 0:
-            for i in range(static.node_start, static.node_end):
-                if node[KIND, i] == SILENT:
-                    reserve -= 1
-        domain[RESERVE, d] = max(0, min(reserve, static.node_end - static.node_start))
+        start, end = static.node_start, static.node_end
+        reserve = min(static.unknown_reserve, end - start)
+        domain[RESERVE, d] = reserve
+        if silent <= reserve:
+            continue
+        count, above_w = 0, 0
+        for j in range(reserve):
+            top[j] = 0
+        for i in range(start, end):
+            if node[KIND, i] == SILENT:
+                count += 1
+                above_w += node[CAP_MAX, i] - node[CHARGE, i]
+                if reserve > 0:
+                    push_top(top, reserve, node[CAP_MAX, i] - node[CHARGE, i])
+        if count > reserve:
+            for j in range(reserve):
+                above_w -= top[j]
+            domain[AVAILABLE, d] -= above_w
+
+
+@kernel(inline=True)
+def decode_floor(static, service_static):
+    """Smallest cap of a node that serves decode: latency collapses below it; a training gang only slows down."""
+    if service_static[static.service].kind == TRAINING:
+        return static.cap_min_w
+    return max(static.cap_min_w, static.decode_floor_w)
 
 
 @kernel
-def bound_targets(node_static, domain, domain_static, st_node, node):
+def bound_targets(node_static, domain, domain_static, service_static, st_node, node):
     """Write the range of every node's target cap.
 
     Nodes that may not obey count at what they may be running. A parked node counts at its bound for parking;
@@ -97,7 +134,7 @@ def bound_targets(node_static, domain, domain_static, st_node, node):
         elif kind == FREE:
             hi = static.cap_max_w
             if st_node[i].stage_cmd == DECODE:
-                lo = max(static.cap_min_w, min(static.decode_floor_w, hi))
+                lo = min(decode_floor(static, service_static), hi)
         node[FLOOR, i] = lo
         node[LO, i] = lo
         node[HI, i] = hi
@@ -125,20 +162,35 @@ def fits_above(d, row, domain_static, node, domain, top, margin):
 
 
 @kernel
-def drop_wishes(node_static, domain_static, st_node, node, domain, top):
+def drop_wishes(node_static, domain_static, service_static, st_node, node, domain, top):
     """Forget wishes to leave parking that the floors above them leave no room for."""
     for i in range(len(node_static)):
         if node[WISH, i] >= 0:
             margin = UNSHED_MARGIN if st_node[i].shed_from > 0 else 0.0
             # it will need the floor of the stage that it goes to, not only the smallest cap
             static = node_static[i]
-            node[LO, i] = max(static.cap_min_w, static.decode_floor_w) if node[WISH, i] == DECODE else static.cap_min_w
+            node[LO, i] = decode_floor(static, service_static) if node[WISH, i] == DECODE else static.cap_min_w
             if fits_above(static.domain, LO, domain_static, node, domain, top, margin):
                 node[LO, i] = static.cap_min_w
             else:
                 node[WISH, i] = -1
                 node[LO, i] = static.parked_max_w
                 node[HI, i] = static.parked_max_w
+
+
+@kernel
+def save_watts(spend, domain_static, st_domain, node, domain, top):
+    """Lower what windows leave for a saving bid (`spend` < 0), never below the floors: nobody is shed to save."""
+    for d in range(len(domain_static)):
+        static = domain_static[d]
+        if static.mean_w <= 0 or st_domain[d].bank_ws < 0.0:
+            continue
+        bounds_w = static.unmanaged_w + static.non_gpu_max_w
+        saved_w = np.int64((1.0 - BANK_FRAC) * static.mean_w * (1.0 + SAVE_FRAC * spend)) - bounds_w
+        if saved_w < domain[AVAILABLE, d]:
+            start, end = static.node_start, static.node_end
+            floors_w = charge_of(node[LO, start:end], node[CAP_MAX, start:end], domain[RESERVE, d], top)
+            domain[AVAILABLE, d] = min(domain[AVAILABLE, d], max(saved_w, floors_w))
 
 
 @kernel

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from flyball.envs.delivery import BREAKER_RESET_S
 from flyball.envs.event_dynamics import BOOT_S, forget_future
 from flyball.envs.scenario import load_scenario
 from flyball.fleet.errors import ScenarioError
@@ -45,6 +46,46 @@ def test_power_held_above_a_lost_feed_trips_what_is_left(make_core):
         core.plant.tick_under(caps)
     assert core.plant.kpis(0)["breaker_trips"] > 0
     assert (core.plant.node["down_s"][0] > 0).any()
+
+
+def test_a_tripped_breaker_stays_open_until_a_person_resets_it(make_core):
+    """Nothing below it draws and its nodes are silent; once it is closed, cold, they boot and serve again."""
+    event = "events=[{kind='feed-loss', t_s=5, limit_frac=0.55}]"
+    core = make_core("steady", batch=1, overrides=(*SHORT, "load.target_util=0.9", event))
+    plant, static = core.plant, core.fleet.domain_static
+    caps = plant.plan.node.copy()
+    caps["cap_w"], caps["stage"] = core.fleet.node_static["cap_max_w"], plant.node["stage"]
+    caps["clock_frac"] = 1.0
+    caps["seq"] = plant.node["ack_seq"] + 1
+
+    def tick():
+        caps["seq"] += 1
+        return plant.tick_under(caps)
+
+    for _ in range(300):
+        tick()
+        if plant.domain["is_tripped"][0].any():
+            break
+    plant.domain["rating_w"] = 0.0  # no other breaker follows
+    d = int(np.flatnonzero(plant.domain["is_tripped"][0])[0])
+    inside = slice(static["node_start"][d], static["node_end"][d])
+    for _ in range(60):
+        tick()
+    is_below = (static["node_start"] >= inside.start) & (static["node_end"] <= inside.stop)
+    assert (plant.domain["power_w"][0, is_below] == 0.0).all() and is_below[d]
+    assert (plant.node["gpu_w"][0, inside] == 0.0).all()
+    assert (plant.snapshot.node["is_silent"][0, inside] == 1).all()
+    for _ in range(int(BREAKER_RESET_S) - 70):
+        tick()
+    assert plant.domain["is_tripped"][0, d] == 1 and plant.domain["power_w"][0, d] == 0.0
+    for _ in range(20):
+        tick()
+    assert plant.domain["is_tripped"][0, d] == 0 and plant.domain["heat"][0, d] == 0.0
+    assert plant.domain["power_w"][0, d] > 0.0 and (plant.node["down_s"][0, inside] > 0.0).all()
+    for _ in range(int(BOOT_S) + 10):
+        tick()
+    assert (plant.node["down_s"][0, inside] == 0.0).all()
+    assert (plant.snapshot.node["is_silent"][0, inside] == 0).all()
 
 
 def test_an_outage_takes_the_nodes_of_its_domain_until_they_have_started(make_core):

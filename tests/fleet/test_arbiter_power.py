@@ -10,6 +10,7 @@ from flyball.fleet.arbiter.settle import settle
 from flyball.fleet.bids import Bids
 from flyball.fleet.plan import Reason, Shed
 from flyball.fleet.tables import DECODE, PARKED
+from flyball.fleet.topology import Fleet, Node, PowerDomain, Service
 
 KINDS = ("random", "constant", "alternating", "nan", "wild", "power")
 quick = settings(max_examples=25, deadline=None)
@@ -374,3 +375,85 @@ def test_a_node_that_cannot_obey_counts_at_what_it_reads_back(world, seed, kind,
         emulated.act(plan, emulated.__class__.assert_within_limits)
     assert plan.node["is_drained"][0, i] and plan.node["cap_w"][0, i] <= stuck_w
     assert state.node["cap_possible_w"][0, i] == stuck_w
+
+
+def test_a_late_renewal_after_a_fallback_is_charged(world):
+    """A node that fell back may still take a renewal of the command that it acknowledges: charged until it cannot."""
+    fleet = world.site((4,), 1.2)
+    bids = Bids.neutral(1, fleet.pools, 4)
+    state, plan, sn = settled(world, fleet, bids)
+    held_w = int(sn.node["cap_w"][0, 0])
+    sn.domain["limit_w"][0, 0] = fleet.domains[0].peak_w - 4000
+    state, plan = settle(fleet, state, sn, bids)
+    assert plan.node["cap_w"][0, 0] < held_w
+    seq = sn.node["ack_seq"][0, 0]
+    for _ in range(5):
+        sn = world.follow(sn, state, plan)
+        sn.node["ack_seq"][0, 0], sn.node["cap_w"][0, 0] = seq, 1600
+        state, plan = settle(fleet, state, sn, bids)
+        assert state.node["cap_possible_w"][0, 0] >= held_w
+    for _ in range(3):
+        sn = world.follow(sn, state, plan)
+        state, plan = settle(fleet, state, sn, bids)
+    assert state.node["cap_possible_w"][0, 0] == plan.node["cap_w"][0, 0] < held_w
+
+
+def with_ballast(peak_w, least=0):
+    """Two nodes of chat and three of a training service that goes first."""
+    services = [
+        Service("ballast", "llama-70b", min_prefill_nodes=0, min_decode_nodes=least, priority=50, kind="training"),
+        Service("chat", "llama-70b", min_prefill_nodes=0, priority=200, kind="aggregated"),
+    ]
+    served = ("chat", "chat", "ballast", "ballast", "ballast")
+    nodes = [Node(f"n{i}", "root", "H100-SXM", 8, 2800, s, "decode", "f") for i, s in enumerate(served)]
+    return Fleet.build("ballast", [PowerDomain("root", peak_w)], nodes, services)
+
+
+def test_a_training_gang_yields_its_watts_down_to_the_smallest_cap(world):
+    """The decode floor guards a latency; a gang only slows down, so what it is not bid goes to those who serve."""
+    fleet = with_ballast(5 * 2800 + 2 * 5600 + 3 * 1700)
+    bids = Bids.neutral(1, fleet.pools, 5)
+    bids.pool[0, DECODE, 0], bids.pool[0, 2 + DECODE, 0] = -1.0, 1.0
+    state = initial_state(fleet, 1, assume_acked=True)
+    sn = world.warm(fleet, state)
+    for _ in range(30):
+        state, plan = settle(fleet, state, sn, bids)
+        sn = world.follow(sn, state, plan)
+    caps = plan.node["cap_w"][0]
+    assert (caps[2:] < fleet.node_static["decode_floor_w"][2:]).all() and (caps[:2] > 5000).all()
+
+
+def test_a_deep_cut_parks_all_ballast_before_any_node_that_serves(world):
+    """Guarantee 9: with no least number of nodes, the lowest priority is shed to its last node first."""
+    fleet = with_ballast(5 * 2800 + 5 * 5600)
+    bids = Bids.neutral(1, fleet.pools, 5)
+    state = initial_state(fleet, 1, assume_acked=True)
+    sn = world.warm(fleet, state)
+    parked_w = int(fleet.node_static["parked_max_w"][0])
+    sn.domain["limit_w"][0, 0] = 5 * 2800 + 2 * 1600 + 3 * parked_w
+    for _ in range(40):
+        state, plan = settle(fleet, state, sn, bids)
+        sn = world.follow(sn, state, plan)
+    assert (plan.node["stage"][0] == PARKED).tolist() == [False, False, True, True, True]
+    sn.domain["limit_w"][0, 0] = fleet.domains[0].peak_w
+    for _ in range(400):
+        state, plan = settle(fleet, state, sn, bids)
+        sn = world.follow(sn, state, plan)
+    assert not (plan.node["stage"][0] == PARKED).any()
+
+
+def test_silent_nodes_do_not_free_the_reserve(world):
+    """Guarantee 1: while one node is silent, nobody is raised into watts that another node's reboot would need."""
+    fleet = world.site((4, 4), 1.3, reserve=1)
+    bids = Bids.neutral(1, fleet.pools, 8)
+    state, plan, sn = settled(world, fleet, bids)
+    bids.pool[0, :, 0] = (1.0, -1.0)
+    for _ in range(6):
+        sn = world.follow(sn, state, plan)
+        sn.node["is_silent"][0, 3], sn.node["is_up"][0, 3] = 1, 0
+        state, plan = settle(fleet, state, sn, bids)
+        row = state.node[0]
+        possible_w = np.where(row["silent_w"] > 0, row["silent_w"], row["cap_possible_w"])
+        jump_w = fleet.node_static["cap_max_w"] - possible_w
+        total_w = int(possible_w.sum() + jump_w.max() + fleet.node_static["non_gpu_max_w"].sum())
+        assert total_w <= fleet.domains[0].peak_w

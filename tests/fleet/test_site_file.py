@@ -202,3 +202,13 @@ def test_one_stage_services_start_as_decode(tmp_path):
         load_site(str(path))
     path.write_text(path.read_text().replace("prefill = 1", "prefill = 0"))
     assert set(load_site(str(path)).node_static["stage"]) == {DECODE}
+
+
+def test_only_services_that_never_split_may_be_shed_to_the_last_node():
+    """`min_decode_nodes = 0` is taken for aggregated and training services, and refused with the fix elsewhere."""
+    least = ("service", 0, "min_decode_nodes", 0)
+    with pytest.raises(SiteError, match="min_decode_nodes: 0; a disaggregated service keeps at least 1"):
+        fleet_from_dict(changed(least), "two.toml")
+    for kind in ("aggregated", "training"):
+        fleet = fleet_from_dict(changed(least, ("service", 0, "kind", kind), ("nodes", 0, "prefill", 0)), "two.toml")
+        assert fleet.services[0].min_decode_nodes == 0
