@@ -74,12 +74,12 @@ def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl
 @kernel
 def command_cap(st, cap_w, fallback_w, is_changed):
     """Record a command; the sequence rises only when something in it changed."""
-    if is_changed or cap_w != st.cap_cmd_w or fallback_w != st.fallback_w:
-        st.seq += 1
-        st.since_w = max(st.since_w, cap_w)
+    # selects, not branches: whether a cap changes is as good as random, and a wrong guess costs more than the rest
+    is_new = is_changed | (cap_w != st.cap_cmd_w) | (fallback_w != st.fallback_w)
+    st.seq += 1 if is_new else 0
+    st.since_w = max(st.since_w, cap_w if is_new else st.since_w)
     st.cap_cmd_w = cap_w
     st.fallback_w = fallback_w
     st.cap_possible_w = max(st.cap_possible_w, cap_w)
     st.fallback_possible_w = max(st.fallback_possible_w, fallback_w)
-    if st.hold_s > 0.0:
-        st.settling_w = max(st.settling_w, cap_w)
+    st.settling_w = max(st.settling_w, cap_w if st.hold_s > 0.0 else st.settling_w)

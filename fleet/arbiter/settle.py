@@ -20,7 +20,7 @@ from .grants import grant, set_allowed
 from .health import update_drains
 from .limits import update_limits
 from .reading import clean, read_bids, read_nodes, update_filters
-from .scratch import CAP_MAX, HI, LO, SPARE, WISH, make_scratch
+from .scratch import CAP_MAX, HI, LO, SPARE, WISH, Scratch, make_scratch, scratch_of
 from .stages import command_stage, update_stages
 from .state import BANK_FRAC, ArbiterState
 from .targets import bound_targets, classify, drop_wishes, hold_targets, save_watts, set_reserves, set_targets
@@ -34,6 +34,9 @@ MAX_STEP_S = 10.0
 """A settlement credits at most this much time: a clock that jumps must not refill filters, ramps or banks."""
 
 MAX_LAPSE_S = 1e6
+
+_IDLE_SCRATCH: dict[tuple[int, int, int], list[Scratch]] = {}
+"""Working memory that no call of `settle` uses now, by size: to allocate it took a tenth of a small settlement."""
 
 
 @kernel
@@ -225,7 +228,13 @@ def settle(fleet: Fleet, state: ArbiterState, snapshot: Snapshot, bids: Bids) ->
         ValueError: if a table has another shape than the fleet and the batch ask for.
     """
     batch, nodes = state.node.shape
+    size = (nodes, len(fleet.domains), fleet.pools)
     _check_shapes(fleet, batch, snapshot, bids)
+    idle = _IDLE_SCRATCH.setdefault(size, [])
+    try:  # one call pops what no other can pop then: threads never share it
+        scratch = idle.pop()
+    except IndexError:
+        scratch = scratch_of(*size)
     following = state.copy()
     plan = Plan.empty(batch, nodes)
     settle_kernel(
@@ -247,8 +256,9 @@ def settle(fleet: Fleet, state: ArbiterState, snapshot: Snapshot, bids: Bids) ->
         _plain(bids.fleet, np.float32),
         plan.node,
         plan.fleet,
-        make_scratch(fleet),
+        scratch,
     )
+    idle.append(scratch)
     return following, plan
 
 

@@ -279,11 +279,10 @@ def hold_targets(deadband_w, domain_static, st_node, scratch):
     is_held = False
     for i in range(n):
         target_w, cap_w = node[TARGET, i], st_node[i].cap_cmd_w
-        node[SPARE, i] = target_w
-        is_close = abs(target_w - cap_w) < deadband_w
-        if node[KIND, i] == FREE and is_close and cap_w >= node[FLOOR, i] and target_w != cap_w:
-            node[SPARE, i] = cap_w
-            is_held = True
+        is_close = (abs(target_w - cap_w) < deadband_w) & (target_w != cap_w)
+        is_kept = is_close & (node[KIND, i] == FREE) & (cap_w >= node[FLOOR, i])
+        node[SPARE, i] = cap_w if is_kept else target_w
+        is_held |= is_kept
     if not is_held:
         return
     if find_misfits(node[SPARE], scratch) > 0:

@@ -21,6 +21,9 @@ from .scratch import CAP, NEAR_W
 NEWTON_STEPS, EXACT_STEPS = 12, 8
 """Steps towards the level, and those of them that look for the very watt."""
 
+FEW_NODES = 16
+"""Among so few nodes the last watts are handed out at once."""
+
 
 @kernel(inline=True)
 def push_top(top, reserve, jump_w):
@@ -225,18 +228,23 @@ def solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, 
         The level.
     """
     low, high = 0.0, np.inf
-    left_w = available_w - charge_of(lo, cap_max, reserve, top)
+    left_w, over_w = available_w - charge_of(lo, cap_max, reserve, top), 0
+    exact_steps = EXACT_STEPS if len(lo) > FEW_NODES else 0
     x = guess
     for step in range(NEWTON_STEPS):
         at_x, active = charge_at(x, weight, lo, hi, cap_max, reserve, top)
         if at_x <= available_w:
             low, left_w = x, available_w - at_x
-            # a look at another level costs less than to hand out a watt
-            if left_w == 0 or (left_w <= NEAR_W and step >= EXACT_STEPS):
+            # among many nodes a look at another level costs less than to hand out a watt
+            if left_w == 0 or (left_w <= NEAR_W and step >= exact_steps):
                 break
         else:
-            high = x
-        x = x + (available_w - at_x) / active if active > 0.0 else -1.0
+            high, over_w = x, at_x - available_w
+        # half a watt above the limit is the middle of the levels at which the charge is the limit
+        if low > 0.0 and high < np.inf and left_w + over_w <= len(lo):
+            x = low + (high - low) * (left_w + 0.5) / (left_w + over_w)
+        else:
+            x = x + (available_w - at_x + 0.5) / active if active > 0.0 else -1.0
         if not low < x < high:
             x = 2.0 * low + 1.0 if high == np.inf else 0.5 * (low + high)
     caps_at(low, weight, lo, hi, cap)

@@ -13,9 +13,8 @@ from .scratch import (
     BID_WEIGHT,
     BOUND,
     CLOCK_BID,
-    DOWN,
-    DRAINED,
     FLOOR,
+    FREE,
     HELD,
     KIND,
     MOVING,
@@ -46,30 +45,27 @@ RAMP, STALE, UNKNOWN, IS_PARKED, IS_MOVING, IS_DRAINED, BAD_BID, EMERGENCY_FLOOR
 
 
 @kernel
-def reason_of(i, want_w, cap_w, is_held_back, is_small, static, st, node, pool, p):
-    """What bound a node's cap."""
-    kind = node[KIND, i]
+def reason_of_other(kind, is_unacked):
+    """What bound the cap of a node that is not free to obey."""
     if kind == SILENT:
         return UNKNOWN
     if kind == HELD:
-        return UNKNOWN if st.unacked_s > 0.0 else STALE
+        return UNKNOWN if is_unacked else STALE
     if kind == PARKING:
         return IS_PARKED
-    if kind in (DRAINED, DOWN):
-        return IS_DRAINED
-    if kind == MOVING:
-        return IS_MOVING
-    if st.stage_cmd == DECODE and node[TARGET, i] < node[FLOOR, i]:
-        return EMERGENCY_FLOOR
-    if cap_w >= want_w:
-        if want_w < node[FLOOR, i] and cap_w == node[FLOOR, i]:
-            return CAP_RANGE
-        return BAD_BID if pool[BAD, p] != 0.0 else GRANTED
-    if cap_w < node[TARGET, i]:
-        if is_small:
-            return DEADBAND
-        return WAITING_FOR_RELEASE if is_held_back else RAMP
-    return DOMAIN_LIMIT
+    return IS_MOVING if kind == MOVING else IS_DRAINED
+
+
+@kernel(inline=True)
+def reason_of(want_w, cap_w, target_w, floor_w, is_held_back, is_small, is_decode, is_bad):
+    """What bound a free node's cap: selects from the last rule to the first, as which one holds is hard to foresee."""
+    reason = WAITING_FOR_RELEASE if is_held_back else RAMP
+    reason = DEADBAND if is_small else reason
+    reason = reason if cap_w < target_w else DOMAIN_LIMIT
+    granted = BAD_BID if is_bad else GRANTED
+    granted = CAP_RANGE if (want_w < floor_w) & (cap_w == floor_w) else granted
+    reason = granted if cap_w >= want_w else reason
+    return EMERGENCY_FLOOR if is_decode & (target_w < floor_w) else reason
 
 
 @kernel
@@ -81,6 +77,7 @@ def write_plan(fleet, node_static, sn_node, st_node, plan_node, node, weight, po
         is parked by shedding.
     """
     interventions, correction, is_shedding = 0, 0.0, False
+    step_w = np.int64(fleet.raise_w_per_s * fleet.tick_s)
     for i in range(len(node_static)):
         static, sn, st, row = node_static[i], sn_node[i], st_node[i], plan_node[i]
         kind = node[KIND, i]
@@ -88,20 +85,23 @@ def write_plan(fleet, node_static, sn_node, st_node, plan_node, node, weight, po
         if kind == PARKING:
             target_w = cap_w
         raise_w = cap_w - st.cap_cmd_w
-        is_small = 0 < raise_w < fleet.deadband_w and cap_w != target_w
-        if is_small:
-            cap_w = st.cap_cmd_w
+        is_small = (raise_w > 0) & (raise_w < fleet.deadband_w) & (cap_w != target_w)
+        cap_w = st.cap_cmd_w if is_small else cap_w
         fallback_w = min(cap_w, st.fallback_share_w)
         is_changed = st.stage_cmd != node[STAGE_BEFORE, i]
-        is_fresh = sn.is_silent == 0 and sn.age_s <= fleet.stale_s
-        if is_fresh and sn.ack_seq >= st.seq and sn.cap_w != UNKNOWN_W and sn.cap_w != st.cap_cmd_w:
-            is_changed = True  # acknowledged and not in force: say it again under a new sequence
+        is_fresh = (sn.is_silent == 0) & (sn.age_s <= fleet.stale_s)
+        # acknowledged and not in force: say it again under a new sequence
+        is_changed |= is_fresh & (sn.ack_seq >= st.seq) & (sn.cap_w != UNKNOWN_W) & (sn.cap_w != st.cap_cmd_w)
         # a ramped raise is one that the tick's step, not the watts, cut short
-        is_held_back = node[ALLOWED, i] < min(target_w, st.cap_cmd_w + np.int64(fleet.raise_w_per_s * fleet.tick_s))
+        is_held_back = node[ALLOWED, i] < min(target_w, st.cap_cmd_w + step_w)
         command_cap(st, cap_w, fallback_w, is_changed)
         p = STAGES * static.service + (st.stage_cmd if st.stage_cmd < STAGES else PREFILL)
         want_w = min(np.int64(weight[BID_WEIGHT, i]), static.cap_max_w)
-        reason = reason_of(i, want_w, cap_w, is_held_back, is_small, static, st, node, pool, p)
+        if kind == FREE:
+            is_decode, is_bad = st.stage_cmd == DECODE, pool[BAD, p] != 0.0
+            reason = reason_of(want_w, cap_w, target_w, node[FLOOR, i], is_held_back, is_small, is_decode, is_bad)
+        else:
+            reason = reason_of_other(kind, st.unacked_s > 0.0)
         row.cap_w = cap_w
         row.seq = st.seq
         row.fallback_w = fallback_w
@@ -113,8 +113,7 @@ def write_plan(fleet, node_static, sn_node, st_node, plan_node, node, weight, po
         row.reason = reason
         row.bound_domain = node[BOUND, i]
         is_shedding = is_shedding or st.shed_from > 0
-        if reason != GRANTED:
-            interventions += 1
+        interventions += 1 if reason != GRANTED else 0
         distance = (want_w - cap_w) / static.cap_max_w
         correction += distance * distance
     return interventions, correction, is_shedding
