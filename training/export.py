@@ -85,7 +85,8 @@ def model_card(path: Path) -> str:
     ]
     steps = f"--steps {run.get('steps', 0)}"
     command = f"flyball train {' '.join(run.get('scenarios', []))} --algo {run.get('algo')} {steps} "
-    command += f"--seed {run.get('seed')} --warm-start {meta['baseline']}"
+    profile, shrinkage = run.get("profile", "power-roles"), run.get("role_shrinkage")
+    command += f"--seed {run.get('seed')} --profile {profile} --warm-start {meta['baseline']}"
     lines = [
         f"# {path.stem}",
         f"A learned residual over the `{meta['baseline']}` baseline: bids of watts and nodes per pool, and of slack "
@@ -93,6 +94,7 @@ def model_card(path: Path) -> str:
         "| | |",
         "|---|---|",
         f"| Learned by | {run.get('algo')}, seed {run.get('seed')}, {run.get('steps', 0):,} steps |",
+        f"| Profile | {profile}" + ("" if shrinkage is None else f", {shrinkage:g} of the learned role moves") + " |",
         f"| On | {', '.join(run.get('scenarios', []))}: generated load, fleets of {run.get('nodes')} nodes |",
         f"| Base | `{meta['baseline']}`, constants "
         + ", ".join(f"{k} {v:g}" for k, v in sorted(params.items()))
@@ -147,7 +149,7 @@ def parity(path: Path, weights: Path, seed: int = 0) -> float:
     from ..policies.network import KINDS, BidGraph
 
     saved = torch.load(weights, weights_only=True)
-    network = KINDS[saved["kind"]]()
+    network = KINDS[saved["kind"]](saved["pool_channels"])
     network.load_state_dict(saved["weights"])
     graph, session = BidGraph(network).eval(), _session(path)
     rng = np.random.default_rng(seed)

@@ -10,10 +10,17 @@ from ..envs.episodes import run_episodes
 from ..envs.scenario import Scenario
 from ..fleet.bids import Bids
 from ..policies.base import Policy
-from ..policies.network import BidGraph, Residual
+from ..policies.network import BidGraph, LinearResidual, Residual
 
-FIRST_SEED = {"choose": 500_000, "gate": 700_000}
-"""Windows that choose among checkpoints, and others that gate the chosen one: choosing biases the former upwards."""
+FIRST_SEED = {"choose": 500_000, "shrink": 600_000, "gate": 700_000}
+"""Windows that choose among checkpoints, that choose how much of the role moves is kept, and that gate the result:
+choosing biases the former two upwards."""
+
+ROLE_SHRINKAGES = (1.0, 0.5, 0.25, 0.0)
+"""Shares of the learned role moves to choose from; the first of equals is taken."""
+
+ROLES = 1
+"""Index of the pool bid for nodes."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ def judge(
     params: dict[str, float],
     windows: int,
     purpose: str,
+    references: dict[tuple[str, str, int], float] | None = None,
 ) -> Verdict:
     """Compare a network with its baseline on paired validation windows of every scenario.
 
@@ -64,16 +72,21 @@ def judge(
         base: Name of the baseline that it corrects.
         params: The baseline's constants.
         windows: Per scenario.
-        purpose: "choose" or "gate": which windows.
+        purpose: A key of `FIRST_SEED`: which windows.
+        references: The baseline's goodput where it was judged before, by scenario, purpose and windows; kept up.
     """
+    references = {} if references is None else references
     rows: list[dict[str, float | str]] = []
     seeds = range(FIRST_SEED[purpose], FIRST_SEED[purpose] + max(windows, 1))
     for scenario in scenarios:
         baseline = registry.baseline(base, scenario, params)
         mine = run_episodes(scenario, TorchPolicy(network, baseline), seeds, None, "validation")
-        theirs = run_episodes(scenario, baseline, seeds, None, "validation")
+        key = (scenario.name, purpose, windows)
+        if key not in references:
+            theirs = run_episodes(scenario, baseline, seeds, None, "validation")
+            references[key] = float(theirs.values("goodput_tok_s_per_mw").mean())
         goodput = mine.values("goodput_tok_s_per_mw").mean()
-        reference = theirs.values("goodput_tok_s_per_mw").mean()
+        reference = references[key]
         rows.append(
             {
                 "scenario": scenario.name,
@@ -86,3 +99,14 @@ def judge(
     gain = float(np.mean([r["gain"] for r in rows]))
     clean = all(r["violation_ws"] == 0 for r in rows)
     return Verdict(gain, gain > 0 and clean, rows)
+
+
+def shrink_roles(network: Residual, factor: float) -> None:
+    """Scale what the network adds to bids for nodes, before clipping, in place."""
+    if ROLES not in network.pool_channels:
+        return
+    row = network.pool_channels.index(ROLES)
+    heads = [network.pool_weights] if isinstance(network, LinearResidual) else list(network.pool_head.parameters())
+    with torch.no_grad():
+        for head in heads:
+            head[row] *= factor

@@ -17,6 +17,9 @@ from .session import Session
 
 CHECKPOINT_ROLLOUTS = 5
 
+CHANNEL_STD = {"watts": "watts", "nodes": "nodes", "clock": "clocks"}
+"""Configuration of each pool bid's exploration."""
+
 
 def learn(session: Session) -> TokenNetwork:
     """Train a network until the session's budget is spent.
@@ -26,7 +29,7 @@ def learn(session: Session) -> TokenNetwork:
     """
     config = session.config
     env = _environment(session)
-    network = TokenNetwork()
+    network = TokenNetwork(session.pool_channels)
     session.progress("measuring features", session.share())
     normalise(network, env, session.pools)
     model = PPO(
@@ -41,7 +44,10 @@ def learn(session: Session) -> TokenNetwork:
         policy_kwargs={
             "network": network,
             "pools": session.pools,
-            "channel_std": (config.watts_std, config.nodes_std, config.spend_std),
+            "channel_std": (
+                *(getattr(config, f"{CHANNEL_STD[c]}_std") for c in session.channels.pool),
+                config.spend_std,
+            ),
         },
         seed=config.seed,
         device="cpu",
@@ -110,7 +116,7 @@ class _Loop(BaseCallback):
     def _on_step(self) -> bool:
         self.session.steps = self.model.num_timesteps
         self._rewards.append(float(np.mean(self.locals["rewards"])))
-        return not (self.session.config.minutes is not None and self.session.is_over())
+        return not (self.session.config.steps is None and self.session.is_over())
 
     def _on_rollout_start(self) -> None:
         # SB3 takes its progress from its step budget, which a run by minutes does not have

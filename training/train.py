@@ -14,7 +14,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
     """Train, choose the best checkpoint on validation windows, gate it, export it.
 
     Returns:
-        {"run_id", "out", "onnx", "algo", "passed", "gain", "base", "steps", "seconds", "validation", "curve"}.
+        {"run_id", "out", "onnx", "algo", "profile", "role_shrinkage", "passed", "gain", "base", "steps", "seconds",
+        "cpu_s", "validation", "curve"}.
 
     Raises:
         BadInput: a budget that is not positive, an unknown scenario, baseline or algorithm, a run folder of another
@@ -30,6 +31,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
         session.run.params(session.parameters())
         if config.algo == "es":
             from .es import learn
+        elif config.algo == "distill":
+            from .distill import learn
         else:
             from .ppo import learn
         return session.finish(learn(session))

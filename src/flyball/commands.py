@@ -276,8 +276,22 @@ def tune(baseline: str, scenario: str, cpu_seconds: float, seed: int, save: bool
 
 @click.command()
 @click.argument("scenario", nargs=-1, required=True)
-@click.option("--algo", type=click.Choice(["ppo", "es"]), default="ppo", show_default=True, help="Learning algorithm.")
-@click.option("--minutes", type=float, default=None, help="Wall-clock budget.")
+@click.option(
+    "--algo",
+    type=click.Choice(["ppo", "es", "distill"]),
+    default="ppo",
+    show_default=True,
+    help="Learning algorithm; distill learns from a planner that sees the future, then searches as es.",
+)
+@click.option(
+    "--profile",
+    type=click.Choice(["power", "power-roles", "power-roles-clocks"]),
+    default="power-roles",
+    show_default=True,
+    help="Bids that the policy corrects.",
+)
+@click.option("--minutes", type=float, default=None, help="Wall-clock budget; 5 by default.")
+@click.option("--cpu-seconds", type=float, default=None, help="Budget of CPU time instead of minutes.")
 @click.option("--steps", type=int, default=None, help="Environment steps instead of minutes.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option(
@@ -296,18 +310,17 @@ def tune(baseline: str, scenario: str, cpu_seconds: float, seed: int, save: bool
 )
 @click.option("--mlflow", default=None, help="MLflow tracking server; SQLite in the run folder by default.")
 @json_option
-def train(scenario, algo, minutes, steps, seed, out, base, mlflow, as_json: bool) -> None:
+def train(scenario, algo, profile, minutes, cpu_seconds, steps, seed, out, base, mlflow, as_json: bool) -> None:
     """Learn a residual over a baseline, and keep it only if it beats the baseline on validation.
 
     \b
     Examples:
       flyball train bursty curtailment --minutes 5 --out out/train
+      flyball train bursty curtailment --algo distill --profile power --cpu-seconds 300 --out out/train
       flyball export out/train --out policy.onnx
     """
     from .fleet.errors import BadInput
 
-    if minutes is not None and steps is not None:
-        raise BadInput("give --minutes or --steps, not both")
     try:
         from .training.config import TrainConfig
         from .training.train import train as run
@@ -319,8 +332,10 @@ def train(scenario, algo, minutes, steps, seed, out, base, mlflow, as_json: bool
         tuple(scenario),
         out,
         algo=algo,
-        minutes=5.0 if minutes is None and steps is None else minutes,
+        profile=profile,
+        minutes=5.0 if minutes is None and steps is None and cpu_seconds is None else minutes,
         steps=steps,
+        cpu_seconds=cpu_seconds,
         seed=seed,
         base=base,
         mlflow_uri=mlflow,
@@ -401,3 +416,15 @@ def bench_arbiter(as_json: bool) -> None:
 def bench_soak(node_settlements: int, seed: int, as_json: bool) -> None:
     """Random fleets under hostile bids and networks; counts broken promises."""
     _bench("soak", as_json, node_settlements=node_settlements, seed=seed)
+
+
+@bench.command("train")
+@click.option("--scenario", "scenarios", multiple=True, help="A scenario; repeat for several. bursty and curtailment.")
+@click.option("--algo", type=click.Choice(["es", "distill"]), default="es", show_default=True, help="What learns.")
+@click.option("--cpu-seconds", default=120.0, show_default=True, type=float, help="Most CPU time of each training.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the training.")
+@json_option
+def bench_train(scenarios, algo: str, cpu_seconds: float, seed: int, as_json: bool) -> None:
+    """CPU seconds of training until a policy passes the best baseline."""
+    given = {"scenarios": scenarios} if scenarios else {}
+    _bench("train", as_json, algo=algo, cpu_seconds=cpu_seconds, seed=seed, **given)
