@@ -23,9 +23,12 @@ TOP_LEVEL = 1e9
 CLOSE_FRAC = 0.02
 """A ceiling is close enough when the root exceeds its limit by less than this share."""
 
-APPROACH_STEPS, CEILING_STEPS = 4, 4
+APPROACH_STEPS, CEILING_STEPS = 8, 6
 FALL, RISE = 0.7, 2.0
 """Factors by which the search moves on where no node moves."""
+
+FARTHEST_FALL, FARTHEST_RISE = 0.4, 4.0
+"""Factors beyond which no step goes: where most nodes are at an end of their range a line says little."""
 
 
 @kernel
@@ -118,7 +121,7 @@ def sweep(level, weight, lo, hi, cap, scratch):
 def _step(level, over_w, moving):
     """Where a straight line of slope `moving` meets the limit; a factor further on where no node moves."""
     if moving > 0.0:
-        return level - over_w / moving
+        return min(max(level - over_w / moving, FARTHEST_FALL * level), FARTHEST_RISE * level)
     return level * (FALL if over_w > 0 else RISE)
 
 
@@ -131,15 +134,20 @@ def find_ceiling(guess, weight, lo, hi, scratch):
     """
     available_w = scratch.domain[AVAILABLE, 0]
     cap, cap_max = scratch.node[CEILING], scratch.node[CAP_MAX]
-    x = guess
+    if charge_of(hi, cap_max, scratch.domain[RESERVE, 0], scratch.top) <= available_w:
+        sweep(TOP_LEVEL, weight, lo, hi, cap, scratch)
+        return TOP_LEVEL, guess
+    x = guess if 0.0 < guess < TOP_LEVEL else 1.0
+    low, high = 0.0, TOP_LEVEL
     for _ in range(APPROACH_STEPS):  # as if only the root had a limit: cheap, and never above the root's level
-        if not 0.0 < x < TOP_LEVEL:
-            break
         charge_w, moving = charge_at(x, weight, lo, hi, cap_max, scratch.domain[RESERVE, 0], scratch.top)
         over_w = charge_w - available_w
         if abs(over_w) <= 0.25 * CLOSE_FRAC * available_w:
             break
+        low, high = (low, x) if over_w > 0 else (x, high)
         x = _step(x, over_w, moving)
+        if not low < x < high:
+            x = 0.5 * (low + high)
     x *= 1.0 + 0.5 * CLOSE_FRAC
     for _ in range(CEILING_STEPS):
         if not 0.0 < x < TOP_LEVEL:
