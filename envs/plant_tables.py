@@ -10,7 +10,7 @@ from .events import MAX_PLANT_EVENTS
 from .training_jobs import WAIT_BINS
 from .weather import WEATHER_POINTS
 
-WAIT_POINTS = 16
+WAIT_POINTS = 8
 """Waits at which the work ahead of a prompt is tabled (waiting.py)."""
 
 
