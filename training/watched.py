@@ -32,12 +32,16 @@ class Watched(Session):
         self._looks, self._judge_policy = list(looks), judge
         self._judged_cpu_s = 0.0
         self._is_ended = False
+        self._round_s = self._last_s = 0.0
 
     def cpu_s(self) -> float:
         return super().cpu_s() - self._judged_cpu_s
 
     def is_over(self) -> bool:
-        return self._is_ended or super().is_over()
+        """Whether it was ended, or another round like the last one would not fit into the budget."""
+        assert self.config.cpu_seconds is not None
+        is_full = self.cpu_s() + self._round_s > self.config.cpu_seconds
+        return self._is_ended or is_full or super().is_over()
 
     def restore(self) -> None:
         return None
@@ -49,6 +53,8 @@ class Watched(Session):
         """Show the policy if a look is due: once, however many are."""
         self.check([values, dict(network.named_parameters())])
         self.progress(label, self.share())
+        now_s = self.cpu_s()
+        self._round_s, self._last_s = now_s - self._last_s, now_s
         due = [at for at in self._looks if at <= self.cpu_s()]
         if due and not self._is_ended:
             self._looks = self._looks[len(due) :]

@@ -169,7 +169,7 @@ def _family(
             **settings,
         )
         trained_cpu_s = run_watched(config, looks, judge, progress)
-    passed = [row["cpu_s"] for row in curve if row["low"] > 0]
+    passed = [row["cpu_s"] for row in curve if row["low"] > 0 and row["cpu_s"] <= cpu_seconds]
     return {
         "cpu_s_to_pass_best_baseline": passed[0] if passed else None,
         "best_baseline": reference.name,

@@ -39,7 +39,7 @@ def test_figures_have_a_curve_and_both_budgets(monkeypatch):
     out = run_bench("train", quiet, scenarios=("bursty",), cpu_seconds=0.5, windows=2, settings=TINY)["figures"]
     assert out["cpu_s_to_pass_best_baseline"] == {"bursty": None}
     assert len(out["curve"]["bursty"]) == out["looks"] == 1
-    assert out["training_cpu_s"]["bursty"] >= 0.5 and out["judging_cpu_s"]["bursty"] > 0
+    assert out["training_cpu_s"]["bursty"] > 0 and out["judging_cpu_s"]["bursty"] > 0
     assert out["tuning_cpu_s"]["bursty"] > 0
 
 
