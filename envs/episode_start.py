@@ -10,7 +10,7 @@ import numpy as np
 
 from ..fleet.arbiter.state import ArbiterState, initial_state
 from ..fleet.snapshot import Snapshot
-from ..fleet.tables import NEVER_S
+from ..fleet.tables import DECODED_SHARE, NEVER_S
 from ..fleet.topology import Fleet
 from .events import event_times
 from .limits import budget_series
@@ -125,7 +125,7 @@ def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: i
         if len(start.budgets) < BUDGETS_KEPT:
             start.budgets[key] = series
     plant.limits[b], plant.told[b] = series
-    service["context"] = plant.prompt_tok[b, 0] + 0.5 * plant.output_tok[b, 0]
+    service["context"] = plant.prompt_tok[b, 0] + DECODED_SHARE * plant.output_tok[b, 0]
     start_world(p, node, plant.domain[b], service, scenario, fleet, plant.profiles, budget_s, rng, event_rng, fault_rng)
 
     told.node[b], told.domain[b], told.service[b] = start.told.node[0], start.told.domain[0], start.told.service[0]

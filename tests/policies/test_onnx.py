@@ -33,7 +33,8 @@ def exported(tmp_path_factory):
     """A policy with random heads, its file and its weights."""
     folder = tmp_path_factory.mktemp("policy")
     network = make_network()
-    torch.save({"kind": "TokenNetwork", "weights": network.state_dict()}, folder / "network.pt")
+    saved = {"kind": "TokenNetwork", "pool_channels": list(network.pool_channels), "weights": network.state_dict()}
+    torch.save(saved, folder / "network.pt")
     return export(network, CARD, folder / "policy.onnx"), folder / "network.pt"
 
 
