@@ -32,7 +32,7 @@ GRANTED, DOMAIN_LIMIT, CAP_RANGE, WAITING_FOR_RELEASE = (
     int(Reason.CAP_RANGE),
     int(Reason.WAITING_FOR_RELEASE),
 )
-RAMP, STALE, UNKNOWN, IS_PARKED, IS_MOVING, IS_DRAINED, BAD_BID, EMERGENCY_FLOOR, DEADBAND = (
+RAMP, STALE, UNKNOWN, IS_PARKED, IS_MOVING, IS_DRAINED, BAD_BID, EMERGENCY_FLOOR, DEADBAND, ORDERED = (
     int(Reason.RAMP),
     int(Reason.STALE),
     int(Reason.UNKNOWN),
@@ -42,6 +42,7 @@ RAMP, STALE, UNKNOWN, IS_PARKED, IS_MOVING, IS_DRAINED, BAD_BID, EMERGENCY_FLOOR
     int(Reason.BAD_BID),
     int(Reason.EMERGENCY_FLOOR),
     int(Reason.DEADBAND),
+    int(Reason.ORDERED),
 )
 
 
@@ -59,6 +60,8 @@ def reason_of(i, want_w, cap_w, is_held_back, is_small, static, st, node, pool, 
         return IS_DRAINED
     if kind == MOVING:
         return IS_MOVING
+    if st.pin_w > 0 and node[TARGET, i] == st.pin_w and cap_w != want_w:
+        return ORDERED
     if st.stage_cmd == DECODE and node[TARGET, i] < node[FLOOR, i]:
         return EMERGENCY_FLOOR
     if cap_w >= want_w:
