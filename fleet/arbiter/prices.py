@@ -56,11 +56,13 @@ def domain_plan(fleet: Fleet, state: ArbiterState, plan: Plan, bids: Bids) -> np
     if not is_short.any():
         return out
     factor, weight = node_weights(fleet, state, bids)
-    share = np.where(is_short, (rows["cap_w"] + 1) / weight, np.inf)
-    for b, d in {(int(b), int(rows["bound_domain"][b, i])) for b, i in np.argwhere(is_short)}:
-        level = np.where(rows["bound_domain"][b] == d, share[b], np.inf)
-        i = int(np.argmin(level))
-        out["next_node"][b, d] = i
-        out["level"][b, d] = (rows["cap_w"][b, i]) / weight[b, i]
-        out["price"][b, d] = factor[b, i]
+    for b in range(state.batch):
+        short = np.flatnonzero(is_short[b])
+        # the first of each domain in the order of shares, ties by id
+        short = short[np.argsort((rows["cap_w"][b, short] + 1) / weight[b, short], kind="stable")]
+        domains, first = np.unique(rows["bound_domain"][b, short], return_index=True)
+        who = short[first]
+        out["next_node"][b, domains] = who
+        out["level"][b, domains] = rows["cap_w"][b, who] / weight[b, who]
+        out["price"][b, domains] = factor[b, who]
     return out
