@@ -1,12 +1,12 @@
 """Plans: what the arbiter commands, with the reason for every number."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 
-from .tables import FLEET_PLAN, NODE_PLAN
+from .tables import DOMAIN_PLAN, FLEET_PLAN, NODE_PLAN
 
 
 class Reason(IntEnum):
@@ -25,6 +25,7 @@ class Reason(IntEnum):
     BAD_BID = 10  # the bid was NaN or out of range and was read as neutral
     EMERGENCY_FLOOR = 11  # the decode floor did not fit: the product's floor is in force
     DEADBAND = 12  # too small a raise to be worth a write
+    ORDERED = 13  # an operator pinned or froze it
 
 
 class Shed(IntEnum):
@@ -35,6 +36,25 @@ class Shed(IntEnum):
     EMERGENCY_CAP = 2  # decode floors given up
     PARK = 3
     INFEASIBLE = 4  # even parked, the fleet's declared bounds exceed the limit
+
+
+class Order(IntEnum):
+    """What an operator may order for a node; `arbiter.overrides` says what it means."""
+
+    NONE = 0
+    DRAIN = 1
+    PIN = 2
+    FREEZE = 3
+    EXCLUDE = 4
+
+
+class Breach(IntEnum):
+    """How a limit's breach stands, by its meter (FIELD.md section 5)."""
+
+    NONE = 0
+    ACTIVE = 1
+    ESCALATED = 2
+    RESOLVED = 3
 
 
 class Intervention(NamedTuple):
@@ -54,10 +74,12 @@ class Plan:
     Attributes:
         node: `tables.NODE_PLAN`, shape (B, N).
         fleet: `tables.FLEET_PLAN`, shape (B,).
+        domain: `tables.DOMAIN_PLAN`, shape (B, D), where `arbiter.prices` added it; else (0, 0).
     """
 
     node: np.ndarray
     fleet: np.ndarray
+    domain: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), DOMAIN_PLAN))
 
     @classmethod
     def empty(cls, batch: int, nodes: int) -> "Plan":

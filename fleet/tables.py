@@ -146,6 +146,8 @@ NODE_STATE = _dtype(
     ("fallback_share_w", "i8"),  # its share of what the deepest cut leaves: fallback_w is at most this
     ("fallback_w", "i8"),
     ("fallback_possible_w", "i8"),  # largest fallback that an agent may still hold
+    ("order", "i8"),  # a fleet.plan.Order that an operator gave
+    ("pin_w", "i8"),  # the cap that a pin or a freeze asks for
 )
 DOMAIN_STATE = _dtype(
     ("in_force_w", "i8"),  # the limit that guarantee 1 is held to
@@ -157,6 +159,20 @@ DOMAIN_STATE = _dtype(
     ("bank_ws", "f8"),  # unspent watt-seconds of the window
     ("level", "f8"),  # last water level: where the next search starts, which never changes its result
     ("fallback_available_w", "i8"),  # what fallback_share_w was made for
+    ("meter_w", "f8"),  # last reading of its meter
+    ("same_s", "f8"),  # since the reading changed: a frozen meter tells nothing
+    ("other_w", "f8"),  # short average of what the meter reads beside the GPUs
+    ("other_top_w", "f8"),  # its upper quantile; 0 before the first
+    ("own_excess_w", "i8"),  # charged above the declared bounds because of its own meter
+    ("excess_w", "i8"),  # the same with what the meters below it say
+    ("excursion_w", "i8"),  # taken back because the meter read above the limit although the caps fit
+    ("wait_s", "f8"),  # until the last take-back is judged
+    ("clear_s", "f8"),  # metered well below the limit for
+    ("is_exhausted", "i8"),  # metered above the limit with nothing left to take back: a person must look
+    ("breach", "i8"),  # a fleet.plan.Breach
+    ("is_critical", "i8"),  # of the breach: it was more than a fifth above the limit
+    ("breach_s", "f8"),  # since the breach began
+    ("below_s", "f8"),  # of a breach: since the meter last read above the limit
 )
 POOL_STATE = _dtype(
     ("util_fast", "f8"),
@@ -175,6 +191,7 @@ FLEET_STATE = _dtype(
     ("ticks", "i8"),
     ("epoch", "i8"),
     ("is_tripped", "i8"),  # the cordon breaker: no node is drained until a person resets it
+    ("orders", "i8"),  # nodes under an operator's order
 )
 
 # ── plan: what is commanded ─────────────────────────────────────────────────────────────────────────────
@@ -197,4 +214,15 @@ FLEET_PLAN = _dtype(
     ("shed_level", "i8"),  # a fleet.plan.Shed
     ("moves", "i8"),  # stage moves started at this tick
     ("is_tripped", "i8"),  # the cordon breaker stands open
+)
+DOMAIN_PLAN = _dtype(
+    ("level", "f8"),  # cap per weight at which its limit binds; NaN where it does not
+    ("price", "f8"),  # worth of one more watt of it: bid-weighted watts of demand that it would serve; 0: none
+    ("next_node", "i8"),  # index of the node that would get it, -1 for none
+    ("excursion_w", "i8"),  # taken back because its meter read above its limit
+    ("excess_w", "i8"),  # charged above its declared bounds because a meter says so
+    ("is_exhausted", "i8"),  # an alert: metered above its limit, and nothing is left to take back
+    ("breach", "i8"),  # a fleet.plan.Breach
+    ("is_critical", "i8"),
+    ("breach_s", "f8"),
 )

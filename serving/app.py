@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from . import agent_routes, operator_routes
+from . import agent_routes, operator_routes, override_routes
 from .auth import Auth
 from .engine import Engine
 from .http import install_refusals, require_viewer
@@ -51,6 +51,7 @@ def create_app(engine: Engine, auth: Auth, runs_engine: bool = False) -> FastAPI
     install_refusals(app)
     app.include_router(agent_routes.router)
     app.include_router(operator_routes.router)
+    app.include_router(override_routes.router)
     registry = make_registry(engine)
     page = DASHBOARD.read_text(encoding="utf-8")
 

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgpack
@@ -70,6 +70,7 @@ class Frame:
     node: np.ndarray
     domain: np.ndarray
     shed_level: int
+    prices: dict[int, tuple[float, int]] = field(default_factory=dict)  # of domains that bind: price, node that is next
 
 
 class AuditTrail:
@@ -81,13 +82,20 @@ class AuditTrail:
         self._left = 0
 
     def encode(
-        self, time_s: float, node: np.ndarray, domain: np.ndarray, shed_level: int, notes: Iterable[Note]
+        self,
+        time_s: float,
+        node: np.ndarray,
+        domain: np.ndarray,
+        shed_level: int,
+        notes: Iterable[Note],
+        prices: Iterable[tuple[int, float, int]] = (),
     ) -> tuple[bytes, bool]:
         """The tick's delta and whether it is a whole frame; fills in `since_s` of both tables.
 
         Args:
             node: AUDIT_NODE rows, shape (N,).
             domain: AUDIT_DOMAIN rows, shape (D,).
+            prices: Index, price of a watt and the node that is next, of domains that bind.
         """
         old_node, old_domain = self._node, self._domain
         node["since_s"], domain["since_s"] = time_s, time_s
@@ -114,6 +122,7 @@ class AuditTrail:
             "d": domain[moved].tobytes(),
             "shed": int(shed_level),
             "notes": [list(note) for note in notes],
+            "prices": [list(row) for row in prices],
         }
         return zlib.compress(msgpack.packb(content), 1), is_keyframe
 
@@ -154,7 +163,8 @@ def replay(ticks: Iterable[StoredTick]) -> Frame | None:
             node[np.frombuffer(content["i"], "<i4")] = rows
             domain[np.frombuffer(content["j"], "<i4")] = feeds
         if node is not None and domain is not None:
-            frame = Frame(tick.epoch, tick.tick, tick.time_s, node, domain, content["shed"])
+            prices = {d: (price, i) for d, price, i in content.get("prices", ())}  # older records have none
+            frame = Frame(tick.epoch, tick.tick, tick.time_s, node, domain, content["shed"], prices)
     return frame
 
 

@@ -11,20 +11,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from ..fleet.arbiter import ArbiterState, initial_state, settle
-from ..fleet.bids import Bids
+from ..fleet.arbiter.overrides import with_orders, without_excluded
+from ..fleet.arbiter.prices import priced
 from ..fleet.errors import BadInput
 from ..fleet.observe import observe
 from ..fleet.plan import Plan
-from ..fleet.schema import NODE_BIDS
 from ..fleet.snapshot import Snapshot
-from ..fleet.tables import NEVER_S, PARKED
+from ..fleet.tables import NEVER_S
 from ..fleet.topology import Fleet
 from ..policies.base import Policy
 from .assurance import AssuredPolicy, Decision
@@ -34,15 +34,17 @@ from .clock import Clock, ServiceClock
 from .explain import clock_text, watts
 from .health import HealthVerdict
 from .notes import NoteTaker
+from .orders import OrderBook, with_drains
+from .records import policy_record, site_record
 from .shadow import pack_row
 from .store import AckRow, Fenced, LeaseRow, Override, Store, TickRecord
 from .telemetry import NO_ACK, NodeReport, Telemetry
-from .view import View, audit_rows, domain_sums, measured_w, node_possible_w
+from .unapplied import obedient, unmetered, unmoved
+from .view import View, audit_prices, audit_rows, domain_sums, measured_w, node_possible_w
 
 log = logging.getLogger(__name__)
 
 NOTES_KEPT = 400
-DRAIN = [f.name for f in NODE_BIDS].index("drain")
 PRUNE_EVERY_S = 3600.0
 
 RESYNC_S = 6.0
@@ -66,7 +68,8 @@ class NoPlan(Exception):
 class Reply:
     """What a node is told in exchange for its telemetry.
 
-    `lease` is None in advise and shadow mode, and from a service that has just started and has not heard its nodes.
+    `lease` is None in advise and shadow mode, for an excluded node, and from a service that has just started and has
+    not heard its nodes.
     """
 
     lease: LeaseRow | None
@@ -148,10 +151,10 @@ class Engine:
         self._state = initial_state(fleet, 1, self.started_s, self.epoch)
         self._decision: Decision | None = None
         self._events: tuple[BudgetEvent, ...] = tuple(store.budget_events(self.started_s))
-        self._orders: dict[str, Override] = store.overrides()
-        self._orders_lock = threading.Lock()
+        self._events_lock = threading.Lock()
         self._is_breaker_reset_due = False
         self._pending: deque[Note] = deque()
+        self._book = OrderBook(fleet, store, self.say)
         self.notes: deque[Note] = deque(maxlen=NOTES_KEPT)
         self._note_taker, self._trail = NoteTaker(fleet), AuditTrail()
         self._leases: dict[str, LeaseRow] = {}
@@ -215,7 +218,11 @@ class Engine:
         timing = self.fleet.timing
         limits = fleet_limits(self.fleet, self._events, now_s, timing.lease_ttl_s + timing.grace_s)
         heard = self.telemetry.snapshot(now_s, limits)
+        self._book.expire(now_s)
+        orders = self._book.node_orders()
+        self._state = with_orders(self._state, orders)
         snapshot = heard if self.mode is Mode.ENFORCE else obedient(heard, self._state)
+        snapshot = without_excluded(snapshot, orders)
         decides = self.counters.ticks % max(round(timing.control_s / timing.tick_s), 1) == 0
         if decides or self._decision is None:
             self._decision = self.assured.decide(snapshot, observe(self.fleet, self._state, snapshot))
@@ -224,8 +231,11 @@ class Engine:
         if self._is_breaker_reset_due:
             self._is_breaker_reset_due = False
             self._state = self._state.with_breaker_reset()
-        ordered = tuple(self._orders[n.name].kind if n.name in self._orders else "" for n in self.fleet.nodes)
-        state, plan = settle(self.fleet, self._state, snapshot, with_orders(self._decision.bids, ordered))
+        ordered = self._book.out_of_use
+        bids = with_drains(self._decision.bids, ordered)
+        metered = snapshot if self.mode is Mode.ENFORCE else unmetered(snapshot)
+        state, plan = settle(self.fleet, self._state, metered, bids)
+        plan = priced(self.fleet, state, plan, bids)
         if state.fleet["is_tripped"][0] and not self._state.fleet["is_tripped"][0]:
             self.say("health", "the cordon breaker tripped: nothing more is drained until an operator resets it")
         self._state = state if self.mode is Mode.ENFORCE else unmoved(state, heard)
@@ -286,7 +296,8 @@ class Engine:
         """
         began_s = time.perf_counter()
         node, domain = audit_rows(self.fleet, view)
-        delta, is_keyframe = self._trail.encode(view.time_s, node, domain, int(view.plan.fleet["shed_level"][0]), notes)
+        shed_level = int(view.plan.fleet["shed_level"][0])
+        delta, is_keyframe = self._trail.encode(view.time_s, node, domain, shed_level, notes, audit_prices(view))
         leases, acks = self._new_leases(view), self._new_acks(view.time_s)
         record = TickRecord(
             self.epoch, view.tick, view.time_s, is_keyframe, delta, leases, acks, shadow, self.fleet.hash
@@ -365,7 +376,7 @@ class Engine:
         if self._is_starting:
             return Reply(None, report.stage, 1.0, False, False, now_s)
         view = self.fresh_view()
-        if self.mode is not Mode.ENFORCE:
+        if self.mode is not Mode.ENFORCE or self._book.is_excluded(self.fleet.nodes[i].name):
             return Reply(None, report.stage, 1.0, False, False, now_s)
         row = view.plan.node[0][i]
         self.counters.leases_issued += 1
@@ -397,12 +408,12 @@ class Engine:
     @property
     def orders(self) -> dict[str, Override]:
         """Standing orders by node."""
-        return dict(self._orders)
+        return self._book.standing
 
     def announce(self, event: BudgetEvent, supersedes: Iterable[str] = ()) -> None:
         """Durably take a budget event; it applies from the next tick on."""
         supersedes = tuple(supersedes)
-        with self._orders_lock:
+        with self._events_lock:
             known = {e.id for e in self._events}
             missing = [s for s in supersedes if s not in known]
             if missing:
@@ -423,29 +434,28 @@ class Engine:
         Raises:
             BadInput: if there is none of that id.
         """
-        with self._orders_lock:
+        with self._events_lock:
             if event_id not in {e.id for e in self._events}:
                 raise BadInput(f"no standing budget event {event_id!r}; see GET /v1/load-targets")
             self.store.withdraw_budget_event(event_id)
             self._events = tuple(e for e in self._events if e.id != event_id)
         self.say("budget", f"{event_id} was withdrawn by {author}")
 
-    def order(self, node: str, kind: str, author: str, reason: str) -> None:
-        """Durably cordon or drain a node; the arbiter bounds how many drain at once."""
-        now_s = self.clock.now_s()
-        with self._orders_lock:
-            override = Override(node, kind, author, reason, now_s)
-            self.store.save_override(override)
-            self._orders = {**self._orders, node: override}
-        self.say("health", f"{node}: {kind} ordered by {author}" + (f" ({reason})" if reason else ""))
+    def order(
+        self, node: str, kind: str, author: str, reason: str, cap_w: int = 0, until_s: float = NEVER_S
+    ) -> Override:
+        """Durably take an order about a node, one of `orders.KINDS`; the arbiter bounds how many drain at once.
+
+        Raises:
+            BadInput: if a limit could not carry it; the line names the domain.
+        """
+        self._book.place(Override(node, kind, author, reason, self.clock.now_s(), cap_w, until_s), self._state)
+        return self._book.standing[node]
 
     def release(self, node: str, author: str) -> None:
-        """Undo a cordon or drain and forget the errors that stood against the node."""
-        with self._orders_lock:
-            self.store.release_override(node, author, self.clock.now_s())
-            self._orders = {n: o for n, o in self._orders.items() if n != node}
-            self.telemetry.forgive(self.fleet.node_index[node])
-        self.say("health", f"{node}: released by {author}")
+        """End a node's order and forget the errors that stood against it."""
+        self._book.release(node, author, self.clock.now_s())
+        self.telemetry.forgive(self.fleet.node_index[node])
 
     def reset_breaker(self, author: str) -> None:
         """Let drains go on after the cordon breaker tripped; it applies from the next tick on."""
@@ -456,7 +466,7 @@ class Engine:
         """Durably keep a health event and do what it asks for."""
         self.store.save_health_event(self.clock.now_s(), node, verdict.action, event)
         if verdict.action in ("cordon", "drain"):
-            standing = self._orders.get(node)
+            standing = self._book.standing.get(node)
             if standing is None or (standing.kind == "cordon" and verdict.action == "drain"):
                 self.order(node, verdict.action, author, verdict.why)
         elif verdict.action == "restore":
@@ -476,71 +486,3 @@ class Engine:
         if self._trail.frame[0] is None and self.counters.failed_commits:
             out.append("the store fails: leases are issued but not on record; free disk space or mend the database")
         return out
-
-
-def site_record(fleet: Fleet) -> dict[str, Any]:
-    """What a reader of the audit needs to know about the site, as JSON."""
-    static = fleet.node_static
-    return {
-        "name": fleet.name,
-        "tick_s": fleet.timing.tick_s,
-        "lease_ttl_s": fleet.timing.lease_ttl_s,
-        "grace_s": fleet.timing.grace_s,
-        "nodes": [
-            {
-                "name": n.name,
-                "domain": int(row["domain"]),
-                "sku": n.sku,
-                "gpus": n.gpus,
-                "cap_min_w": int(row["cap_min_w"]),
-                "cap_max_w": int(row["cap_max_w"]),
-            }
-            for n, row in zip(fleet.nodes, static, strict=True)
-        ],
-        "domains": [
-            {"name": d.name, "parent": int(row["parent"]), "peak_w": d.peak_w}
-            for d, row in zip(fleet.domains, fleet.domain_static, strict=True)
-        ],
-        "services": [s.name for s in fleet.services],
-        # whole, so that a report made weeks later needs no site file
-        "fleet": {k: v for k, v in asdict(fleet).items() if k != "source"},
-    }
-
-
-def policy_record(policy: Policy) -> dict[str, Any]:
-    """What it takes to make the same policy again: its name, and a baseline's constants."""
-    constants = fields(policy) if is_dataclass(policy) else ()
-    values = {f.name: getattr(policy, f.name) for f in constants}
-    return {"name": policy.name, "params": {k: v for k, v in values.items() if isinstance(v, int | float)}}
-
-
-def with_orders(bids: Bids, ordered: tuple[str, ...]) -> Bids:
-    """The bids with a drain bid on every node that was ordered to drain."""
-    if "drain" not in ordered:
-        return bids
-    node = bids.node.copy()
-    node[:, [i for i, kind in enumerate(ordered) if kind == "drain"], DRAIN] = 1.0
-    return replace(bids, node=node)
-
-
-def obedient(heard: Snapshot, state: ArbiterState) -> Snapshot:
-    """What would have been heard had every answering node obeyed the last plan's caps.
-
-    In shadow and advise mode nobody applies the plan, and an arbiter that waits for acknowledgements would
-    propose nothing. Power, demand and latency stay as measured under the incumbent's caps.
-    """
-    node = heard.node.copy()
-    answers = node["is_silent"] == 0
-    node["cap_w"] = np.where(answers, state.node["cap_cmd_w"], node["cap_w"])
-    node["ack_seq"] = np.where(answers, state.node["seq"], node["ack_seq"])
-    return replace(heard, node=node)
-
-
-def unmoved(state: ArbiterState, heard: Snapshot) -> ArbiterState:
-    """The state after a proposed stage move that nobody made: proposals are logged, then taken back."""
-    node = state.node.copy()
-    answers = heard.node["is_silent"] == 0
-    node["stage_cmd"] = np.where(answers, heard.node["stage"], node["stage_cmd"])
-    node["is_parked"] = np.where(answers, heard.node["stage"] == PARKED, node["is_parked"])
-    node["shed_from"] = np.where(answers, 0, node["shed_from"])
-    return replace(state, node=node)

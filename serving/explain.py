@@ -151,6 +151,17 @@ def _limit_phrase(site: dict[str, Any], frame: Frame, d: int, at_s: float, verb:
     return text
 
 
+def _price_phrase(site: dict[str, Any], frame: Frame, d: int) -> str:
+    """Where one more watt of a limit would have gone, and what it would have been worth; empty where not on record."""
+    if d not in frame.prices:
+        return ""
+    price, i = frame.prices[d]
+    return (
+        f"; one more watt there would have gone to {site['nodes'][i]['name']}, worth {price:.2f} W of demand "
+        "as the bids weigh it"
+    )
+
+
 def node_sentence(site: dict[str, Any], frame: Frame, i: int, at_s: float, commands: bool = True) -> str:
     """Cap, what was asked, the binding limit with its number, the reason and since when.
 
@@ -183,10 +194,12 @@ def node_sentence(site: dict[str, Any], frame: Frame, i: int, at_s: float, comma
         Reason.BAD_BID: f"({asked}) because its bid was not a number and was read as neutral; {room}",
         Reason.EMERGENCY_FLOOR: f"({asked}) because its decode floor does not fit and the product's floor is "
         f"in force; {room}",
+        Reason.ORDERED: f"({asked}) because an operator pinned or froze it there; {room}",
         Reason.DEADBAND: f"({asked}) because the raise was too small to be worth a write; {room}",
     }
     if reason == Reason.DOMAIN_LIMIT:
         text = f"{head} ({asked}) because {_limit_phrase(site, frame, nearest, at_s)} {since}"
+        text += _price_phrase(site, frame, domain)
     else:
         text = f"{head} {why[reason]}, {since}"
     if row["is_drained"] and reason != Reason.DRAINED:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..fleet.plan import Reason, Shed
+from ..fleet.plan import Breach, Reason, Shed
 from ..fleet.tables import NEVER_S, UNKNOWN_W
 from .engine import Engine
 from .view import View
@@ -79,6 +79,7 @@ def _totals(engine: Engine, view: View) -> dict[str, Any]:
 
 def _domains(engine: Engine, view: View) -> list[dict[str, Any]]:
     out = []
+    rows = view.plan.domain[0]
     for d, (domain, static) in enumerate(zip(engine.fleet.domains, engine.fleet.domain_static, strict=True)):
         limit = view.limits[d]
         out.append(
@@ -98,6 +99,12 @@ def _domains(engine: Engine, view: View) -> list[dict[str, Any]]:
                 "next_in_s": _never(limit.next_in_s),
                 "until_s": _never(limit.until_s),
                 "event": limit.event_id or None,
+                "breach": Breach(int(rows["breach"][d])).name.lower(),
+                "breach_critical": bool(rows["is_critical"][d]),
+                "excursion_w": int(rows["excursion_w"][d]),
+                "excess_w": int(rows["excess_w"][d]),
+                "exhausted": bool(rows["is_exhausted"][d]),
+                "watt_price": float(rows["price"][d]),
             }
         )
     return out

@@ -151,6 +151,21 @@ class Order(Message):
     reason: str = Field("", max_length=1000)
 
 
+class OverrideOrder(Message):
+    """An operator's order about one node; `release` ends the one that stands.
+
+    A pin holds the node's cap at `cap_w`, a freeze at what it is, with its stage; an excluded node is left to somebody
+    else and counts at the most that it can draw. Give `until_s` (Unix) or `for_s` (from now) to have it end by itself.
+    """
+
+    node: Name
+    kind: Literal["pin", "freeze", "exclude", "release", "cordon", "drain"]
+    reason: str = Field(min_length=1, max_length=1000)
+    cap_w: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    until_s: Time | None = None
+    for_s: Annotated[float, AfterValidator(_finite), Field(gt=0, le=366 * 86400)] | None = None
+
+
 class LoadTarget(Message):
     """A change of one domain's limit.
 

@@ -66,12 +66,19 @@ class EngineCollector(Collector):
     def _domains(self, view: View) -> Iterator[Metric]:
         names = [d.name for d in self._engine.fleet.domains]
         next_w = [limit.next_limit_w if limit.next_in_s < NEVER_S else np.nan for limit in view.limits]
+        rows = view.plan.domain[0]
         for name, values, text in (
             ("flyball_domain_power_watts", view.domain_measured_w, "Draw: metered, or estimated upwards"),
             ("flyball_domain_possible_watts", view.domain_possible_w, "Largest draw that caps allow"),
             ("flyball_domain_limit_watts", [limit.limit_w for limit in view.limits], "Limit demanded"),
             ("flyball_domain_in_force_watts", view.in_force_w, "Limit in force"),
             ("flyball_domain_next_limit_watts", next_w, "Announced next limit"),
+            ("flyball_domain_breach", rows["breach"], "By its meter: 0 none, 1 active, 2 escalated, 3 resolved"),
+            ("flyball_domain_breach_critical", rows["is_critical"], "1 when the breach passed 120 % of the limit"),
+            ("flyball_domain_excursion_watts", rows["excursion_w"], "Taken back because the meter read too much"),
+            ("flyball_domain_excess_watts", rows["excess_w"], "Charged above the declared bounds, by meters"),
+            ("flyball_domain_exhausted", rows["is_exhausted"], "1 when nothing is left to take back"),
+            ("flyball_domain_watt_price", rows["price"], "Weighed demand that one more watt would serve"),
             ("flyball_domain_metered", view.is_metered, "1 where a fresh meter gives the draw"),
         ):
             yield _gauge(name, text, "domain", names, values)

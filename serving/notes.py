@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..fleet.plan import Reason, Shed
+from ..fleet.plan import Breach, Reason, Shed
 from ..fleet.topology import Fleet
 from .audit import Note
 from .explain import watts
@@ -35,11 +35,11 @@ class NoteTaker:
         self._told_s = np.full(len(fleet.domains), -np.inf)
 
     def notes(self, view: View) -> list[Note]:
-        """Notes of one tick, in the order: limits, shedding, caps, nodes."""
+        """Notes of one tick, in the order: limits, breaches, shedding, caps, nodes."""
         before, self._before = self._before, view
         if before is None:
             return []
-        out = [*self._limits(before, view), *self._shed(before, view)]
+        out = [*self._limits(before, view), *self._breaches(before, view), *self._shed(before, view)]
         out += [*self._caps(before, view), *self._nodes(before, view)]
         return [Note(view.time_s, kind, text) for kind, text in out]
 
@@ -55,6 +55,17 @@ class NoteTaker:
             was_w, now_w = int(before.in_force_w[d]), int(view.in_force_w[d])
             if was_w != now_w:
                 yield "limit", f"{domain.name}: held to {watts(now_w)} (before, {watts(was_w)})"
+
+    def _breaches(self, before: View, view: View) -> Iterable[tuple[str, str]]:
+        rows, old = view.plan.domain[0], before.plan.domain[0]
+        for d in np.flatnonzero((rows["breach"] != old["breach"]) | (rows["is_exhausted"] > old["is_exhausted"])):
+            name = self._fleet.domains[d].name
+            metered = f"metered at {watts(view.domain_measured_w[d])}, limit {watts(view.in_force_w[d])}"
+            if rows["breach"][d] != old["breach"][d]:
+                how = "critical" if rows["is_critical"][d] else "warning"
+                yield "limit", f"{name}: breach {Breach(int(rows['breach'][d])).name.lower()} ({how}; {metered})"
+            if rows["is_exhausted"][d] > old["is_exhausted"][d]:
+                yield "limit", f"{name}: nothing is left to take back, a person must look ({metered})"
 
     def _shed(self, before: View, view: View) -> Iterable[tuple[str, str]]:
         was, now = (int(v.plan.fleet["shed_level"][0]) for v in (before, view))

@@ -18,6 +18,7 @@ from alembic.util.exc import CommandError
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from ..fleet.errors import BadInput
+from ..fleet.tables import NEVER_S
 from . import tables as t
 from .budget import BudgetEvent
 
@@ -93,13 +94,20 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class Override:
-    """An order of a person (or of a health event) about one node; `kind` is cordon or drain."""
+    """An order of a person (or of a health event) about one node; `kind` is one of `orders.KINDS`.
+
+    Attributes:
+        cap_w: What a pin or a freeze holds it at; 0 for others.
+        until_s: When it ends by itself.
+    """
 
     node: str
     kind: str
     author: str
     reason: str
     created_s: float
+    cap_w: int = 0
+    until_s: float = NEVER_S
 
 
 class Store:
@@ -289,8 +297,10 @@ class Store:
         """Standing orders by node."""
         o = t.overrides.c
         with self._engine.connect() as c:
-            columns = sa.select(o.node, o.kind, o.author, o.reason, o.created_s)
-            return {r.node: Override(*r) for r in c.execute(columns.where(o.released_s.is_(None)))}
+            columns = sa.select(o.node, o.kind, o.author, o.reason, o.created_s, o.cap_w, o.until_s)
+            rows = c.execute(columns.where(o.released_s.is_(None))).all()
+        # rows from before pins have neither a cap nor an end
+        return {r[0]: Override(*r[:5], r[5] or 0, NEVER_S if r[6] is None else r[6]) for r in rows}
 
     def shadow_rows(self, from_s: float, to_s: float) -> list[tuple[int, float, str, bytes]]:
         """(epoch, time_s, fleet hash, row) with from_s <= time < to_s, oldest first."""

@@ -82,6 +82,8 @@ overrides = Table(
     Column("created_s", Float, nullable=False),
     Column("released_s", Float),
     Column("released_by", String(200)),
+    Column("cap_w", BigInteger),
+    Column("until_s", Float),
 )
 shadow_log = Table(
     "shadow_log",

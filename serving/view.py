@@ -87,6 +87,14 @@ def measured_w(fleet: Fleet, heard: Snapshot) -> tuple[np.ndarray, np.ndarray]:
     return np.where(is_metered, meter["meter_w"], estimate_w), is_metered
 
 
+def audit_prices(view: View) -> list[tuple[int, float, int]]:
+    """Index, price of a watt and next node of every domain that binds, for the audit."""
+    rows = view.plan.domain[0]
+    return [
+        (int(d), float(rows["price"][d]), int(rows["next_node"][d])) for d in np.flatnonzero(rows["next_node"] >= 0)
+    ]
+
+
 def audit_rows(fleet: Fleet, view: View) -> tuple[np.ndarray, np.ndarray]:
     """The tick as AUDIT_NODE and AUDIT_DOMAIN rows; `since_s` is left to the trail."""
     plan, state = view.plan.node[0], view.state.node[0]

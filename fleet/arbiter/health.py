@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..plan import Order
 from ..tables import PARKED, STAGES
 from .compiled import kernel
 from .scratch import COMMANDED, FRESH
@@ -22,6 +23,8 @@ XID_ACTIONS = {
 DRAINING_ACTIONS = ("gpu_reset", "reboot", "fabric", "human", "meta")
 XID_TABLE_SIZE = 256
 
+
+ORDERED_DRAIN = int(Order.DRAIN)
 
 DRAIN_WINDOW_S, BREAKER_FRAC = 300.0, 0.5
 """FIELD.md section 2: half of the nodes within five minutes trip the breaker. A single node never does."""
@@ -73,7 +76,7 @@ def update_drains(now_s, node_static, service_static, fleet, sn_node, st_node, s
 
     A failure domain loses at most `max_drain_frac` of its nodes (at least one) at once and within a window, and a
     service keeps its minimum of nodes per stage: a node that cannot serve anyway costs no capacity. Nothing more is
-    drained while the breaker is open.
+    drained while the breaker is open, but what an operator orders.
     """
     drained, size = count[0], count[1]
     drained[:] = 0
@@ -90,8 +93,8 @@ def update_drains(now_s, node_static, service_static, fleet, sn_node, st_node, s
     update_breaker(now_s, st_node, st_fleet)
     for cause in range(2):
         for i in range(len(node_static)):
-            if st_fleet.is_tripped != 0:
-                return
+            if st_fleet.is_tripped != 0 and (cause == 0 or st_node[i].order != ORDERED_DRAIN):
+                continue
             if st_node[i].is_drained != 0:
                 continue
             if not (xid_drains(sn_node[i].xid) if cause == 0 else bid_node[i, 0] > 0.5):

@@ -19,6 +19,8 @@ from .fallbacks import set_fallbacks
 from .grants import grant, set_allowed
 from .health import update_drains
 from .limits import update_limits
+from .meters import apply_meters
+from .overrides import clamp_to_pins, hold_pins
 from .reading import clean, read_bids, read_nodes, update_filters
 from .scratch import CAP_MAX, HI, LO, SPARE, WISH, Scratch, make_scratch, scratch_of
 from .stages import command_stage, update_stages
@@ -99,11 +101,16 @@ def settle_one(
     silent = classify(node_static, fleet, sn_node, st_node, node)
     set_reserves(silent, domain_static, node, domain, top)
     bound_targets(node_static, domain, domain_static, service_static, st_node, node)
+    apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_domain, st_node, st_domain, scratch)
+    if st_fleet.orders > 0:
+        hold_pins(node_static, st_node, scratch)
     drop_wishes(node_static, domain_static, service_static, st_node, node, domain, top)
     if spend < 0.0:
         save_watts(spend, domain_static, st_domain, node, domain, top)
     shed_level = set_targets(node_static, domain_static, service_static, st_node, st_domain, scratch)
     hold_targets(fleet.deadband_w, domain_static, st_node, scratch)
+    if st_fleet.orders > 0:
+        clamp_to_pins(node_static, st_node, node)
     set_allowed(dt_s, node_static, domain_static, fleet, st_node, node, weight, level)
     if grant(node_static, domain_static, st_node, scratch) > 0:
         for i in range(len(node_static)):

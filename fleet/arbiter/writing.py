@@ -31,7 +31,7 @@ GRANTED, DOMAIN_LIMIT, CAP_RANGE, WAITING_FOR_RELEASE = (
     int(Reason.CAP_RANGE),
     int(Reason.WAITING_FOR_RELEASE),
 )
-RAMP, STALE, UNKNOWN, IS_PARKED, IS_MOVING, IS_DRAINED, BAD_BID, EMERGENCY_FLOOR, DEADBAND = (
+RAMP, STALE, UNKNOWN, IS_PARKED, IS_MOVING, IS_DRAINED, BAD_BID, EMERGENCY_FLOOR, DEADBAND, ORDERED = (
     int(Reason.RAMP),
     int(Reason.STALE),
     int(Reason.UNKNOWN),
@@ -41,6 +41,7 @@ RAMP, STALE, UNKNOWN, IS_PARKED, IS_MOVING, IS_DRAINED, BAD_BID, EMERGENCY_FLOOR
     int(Reason.BAD_BID),
     int(Reason.EMERGENCY_FLOOR),
     int(Reason.DEADBAND),
+    int(Reason.ORDERED),
 )
 
 
@@ -57,7 +58,7 @@ def reason_of_other(kind, is_unacked):
 
 
 @kernel(inline=True)
-def reason_of(want_w, cap_w, target_w, floor_w, is_held_back, is_small, is_decode, is_bad):
+def reason_of(want_w, cap_w, target_w, floor_w, is_held_back, is_small, is_decode, is_bad, is_ordered):
     """What bound a free node's cap: selects from the last rule to the first, as which one holds is hard to foresee."""
     reason = WAITING_FOR_RELEASE if is_held_back else RAMP
     reason = DEADBAND if is_small else reason
@@ -65,7 +66,8 @@ def reason_of(want_w, cap_w, target_w, floor_w, is_held_back, is_small, is_decod
     granted = BAD_BID if is_bad else GRANTED
     granted = CAP_RANGE if (want_w < floor_w) & (cap_w == floor_w) else granted
     reason = granted if cap_w >= want_w else reason
-    return EMERGENCY_FLOOR if is_decode & (target_w < floor_w) else reason
+    reason = EMERGENCY_FLOOR if is_decode & (target_w < floor_w) else reason
+    return ORDERED if is_ordered & (cap_w != want_w) else reason
 
 
 @kernel
@@ -99,7 +101,10 @@ def write_plan(fleet, node_static, sn_node, st_node, plan_node, node, weight, po
         want_w = min(np.int64(weight[BID_WEIGHT, i]), static.cap_max_w)
         if kind == FREE:
             is_decode, is_bad = st.stage_cmd == DECODE, pool[BAD, p] != 0.0
-            reason = reason_of(want_w, cap_w, target_w, node[FLOOR, i], is_held_back, is_small, is_decode, is_bad)
+            is_ordered = (st.pin_w > 0) & (target_w == st.pin_w)
+            reason = reason_of(
+                want_w, cap_w, target_w, node[FLOOR, i], is_held_back, is_small, is_decode, is_bad, is_ordered
+            )
         else:
             reason = reason_of_other(kind, st.unacked_s > 0.0)
         row.cap_w = cap_w

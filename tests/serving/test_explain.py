@@ -13,7 +13,8 @@ def test_the_sentence_names_cap_wish_limit_reason_and_time(site):
     since = clock_text(found.since_s, site.clock.now_s())
     assert found.sentence == (
         f"node rack0-node0 is capped at {found.cap_w:,} W (bid asked 5,200 W) because feed is at its limit "
-        f"of 50,000 W since {since}"
+        f"of 50,000 W since {since}; one more watt there would have gone to rack0-node0, worth 1.00 W of demand as the "
+        "bids weigh it"
     )
     assert found.cap_w == site.engine.view.plan.node["cap_w"][0, 0] and found.domain == "feed"
 
