@@ -48,9 +48,7 @@ class ArbiterState:
         return self.node.shape[0]
 
     def copy(self) -> "ArbiterState":
-        return ArbiterState(
-            self.node.copy(), self.domain.copy(), self.pool.copy(), self.service.copy(), self.fleet.copy()
-        )
+        return ArbiterState(*(_copy(t) for t in self.tables))
 
     def with_breaker_reset(self) -> "ArbiterState":
         """The state after a person reset the cordon breaker: past cordons are forgotten, standing drains are not."""
@@ -89,6 +87,13 @@ class ArbiterState:
             tables.append(np.frombuffer(data, dtype, offset=offset, count=int(np.prod(shape))).reshape(shape).copy())
             offset += size
         return cls(*tables)
+
+
+def _copy(table: np.ndarray) -> np.ndarray:
+    """A copy of a table; as plain words, since NumPy copies records field by field, which takes four times as long."""
+    if not table.flags.c_contiguous:
+        return table.copy()
+    return table.view(np.int64).copy().view(table.dtype)
 
 
 def initial_state(
