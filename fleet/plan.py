@@ -74,7 +74,7 @@ class Plan:
     Attributes:
         node: `tables.NODE_PLAN`, shape (B, N).
         fleet: `tables.FLEET_PLAN`, shape (B,).
-        domain: `tables.DOMAIN_PLAN`, shape (B, D), where `arbiter.prices` added it; else (0, 0).
+        domain: `tables.DOMAIN_PLAN`, shape (B, D), where `arbiter.prices` added it; else without columns.
     """
 
     node: np.ndarray
@@ -83,7 +83,7 @@ class Plan:
 
     @classmethod
     def empty(cls, batch: int, nodes: int) -> "Plan":
-        return cls(np.zeros((batch, nodes), NODE_PLAN), np.zeros(batch, FLEET_PLAN))
+        return cls(np.zeros((batch, nodes), NODE_PLAN), np.zeros(batch, FLEET_PLAN), np.zeros((batch, 0), DOMAIN_PLAN))
 
     def interventions(self, env: int = 0) -> list[Intervention]:
         """Bids that were not granted in environment `env`, by node id."""

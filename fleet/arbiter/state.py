@@ -29,7 +29,7 @@ def _copied(table: np.ndarray) -> np.ndarray:
     """A copy of a table as one block: NumPy copies records field by field, which took half of a small settlement."""
     if table.nbytes < SMALL_BYTES:
         return np.ndarray(table.shape, table.dtype, bytearray(table.tobytes()))
-    return table.copy()
+    return table.view(np.int64).copy().view(table.dtype) if table.flags.c_contiguous else table.copy()
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class ArbiterState:
         return self.node.shape[0]
 
     def copy(self) -> "ArbiterState":
-        return ArbiterState(
-            _copied(self.node), _copied(self.domain), _copied(self.pool), _copied(self.service), _copied(self.fleet)
-        )
+        return ArbiterState(*(_copied(t) for t in self.tables))
 
     def with_breaker_reset(self) -> "ArbiterState":
         """The state after a person reset the cordon breaker: past cordons are forgotten, standing drains are not."""
