@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from .console import PIPE_WIDTH
 from .experiments.validate.findings import Finding
 from .experiments.validate.report import cells
 
@@ -13,9 +14,15 @@ from .experiments.validate.report import cells
 def show_findings(findings: Sequence[Finding], passed: bool, written: Sequence[Path]) -> None:
     """The findings as a table, and what was written."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
     table = Table("check", "GPU", "source", "rows", "MAPE %", "bias %", "p90 %", "target %", "passed", "note")
     for column in table.columns[3:8]:
         column.justify = "right"
+    for column in table.columns[:9]:
+        column.no_wrap = True
+    # notes in full stand in --json and on the page; here one line each keeps the figures together
+    table.columns[9].no_wrap, table.columns[9].overflow = True, "ellipsis"
     for f in findings:
         table.add_row(*cells(f), style={True: "green", False: "red", None: ""}[f.passed])
     console.print(table)
