@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..fleet.plan import Reason
 from .core import Background, Core
 from .scenario import Scenario
 from .traces import RateTable, Requests, read_requests
@@ -132,8 +133,8 @@ def _row(core: Core, before: dict[str, float], now: dict[str, float]) -> dict[st
             gpus = max(int((serving * static["gpus"]).sum()), 1)
             out[f"nodes:{service.name}:{label}"] = float(serving.sum())
             out[f"cap_gpu_w:{service.name}:{label}"] = float((serving * node["cap_w"]).sum()) / gpus
-    for reason in range(13):
-        out.setdefault(f"reason_{reason}", 0.0)
+    for reason in Reason:
+        out.setdefault(f"reason_{int(reason)}", 0.0)
     return out
 
 

@@ -40,6 +40,7 @@ REASON_WORDS = {
     Reason.BAD_BID: "the bid was not a number",
     Reason.EMERGENCY_FLOOR: "emergency: decode floor given up",
     Reason.DEADBAND: "too small a raise to be worth a write",
+    Reason.ORDERED: "an operator's order holds it",
 }
 """Why a bid was not granted, for people."""
 
@@ -56,6 +57,7 @@ REASON_COLOUR = {
     Reason.BAD_BID: BLACK,
     Reason.EMERGENCY_FLOOR: VERMILION,
     Reason.DEADBAND: "#d9d9d9",
+    Reason.ORDERED: "#5c4a1f",
 }
 
 SMOOTH_STEPS = 6

@@ -145,7 +145,7 @@ def test_emulate_runs_until_ctrl_c_and_leaves_nothing_behind(tmp_path):
         assert "dashboard: http://127.0.0.1:" in said
         time.sleep(2.5)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=120)
     finally:
         process.kill()
         process.communicate()
