@@ -13,6 +13,7 @@ from .physics import (
     decode_batch_within,
     decode_step_s,
     decode_use,
+    full_power_w,
     kv_batch,
     prompt_s,
     relative_rate,
@@ -65,6 +66,7 @@ CLOCK_EXPONENT = 2.2
 """Newton's slope for the clock under a cap is that of P ~ P0 + c phi^2.2: two steps are within 0.5 % of the root."""
 
 _power_w = single(busy_power_w)
+_full_w = single(full_power_w)
 _share = single(compute_share)
 _within = single(decode_batch_within)
 _step_s = single(decode_step_s)
@@ -197,7 +199,7 @@ def decode_and_draw(s, dt_s, fill, busy, context, params, tiles, profiles):
             # the clock under it
             heat = min(max((temp_c - _THROTTLE_LOW) * _PER_THROTTLE, _ZERO), _ONE)
             ceiling = min(column[CEILING + i], _ONE - _HALF * heat)
-            free_w = _power_w(_ONE, share, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
+            free_w = _full_w(u_m, u_c, prof, scale)
             phi = min(max(phi, _PHI_MIN), ceiling)
             draw_w = _power_w(phi, share, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
             step = phi * (cap_w - draw_w) / (_EXPONENT * max(draw_w - prof.p0_w, _TWENTY))

@@ -36,7 +36,7 @@ from .plant_tables import (
 from .scenario import Scenario
 from .serving_dynamics import lose_node, serve_step
 from .telemetry import tell
-from .tiles import gather, make_tiles
+from .tiles import gather, land, make_tiles
 from .world import world_tick
 
 
@@ -46,16 +46,16 @@ def _tick_one(
     prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl, plan_node, node_told,
     domain_told, service_told, tiles,
 ):  # fmt: skip
-    """Advance environment `b` by one tick under the plan of now, and write what is told."""
+    """Advance environment `b`, whose columns are gathered, by one tick under the plan of now; write what is told."""
     tick_s = fleet_static[0].tick_s
     dt_s = tick_s / substeps
     k = tick[b]
     measured = time_s[b] >= params[b].warmup_s
-    receive_plan(b, k, tick_s, measured, params, node, plan_node, totals)
+    receive_plan(b, k, tick_s, measured, node_static, params, node, plan_node, totals, tiles)
     world_tick(
-        b, k, tick_s, time_s[b], measured, node_static, domain_static, profiles, params, node, domain, service, totals
-    )
-    gather(b, node_static, profiles, params, node, tiles)
+        b, k, tick_s, time_s[b], measured, node_static, domain_static, profiles, params, node, domain, service, totals,
+        tiles,
+    )  # fmt: skip
     for step in range(substeps):
         for s in range(service.shape[1]):
             if service_static[s].kind == TRAINING:
@@ -84,11 +84,13 @@ def plant_tick(
 ):  # fmt: skip
     """Advance every environment by one tick under the plans of now, and write what is told."""
     for b in range(node.shape[0]):
+        gather(b, node_static, profiles, params, node, tiles)
         _tick_one(
             b, substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s,
             arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
             plan_node, node_told, domain_told, service_told, tiles,
         )  # fmt: skip
+        land(b, node, tiles)
 
 
 @kernel
@@ -104,6 +106,7 @@ def control_step(
     """
     read_tree(domain_static, scratch.tree)
     for b in range(plan_fleet.shape[0]):
+        gather(b, node_static, profiles, params, node, tiles)
         for _ in range(ticks):
             settle_one(
                 node_static, domain_static, service_static, fleet_static[0], time_s[b], node_told[b], domain_told[b],
@@ -118,6 +121,7 @@ def control_step(
                 arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
                 plan_node, node_told, domain_told, service_told, tiles,
             )  # fmt: skip
+        land(b, node, tiles)
 
 
 EPISODE = ("params", "arrivals", "prompt_tok", "output_tok", "ca2", "cs2", "limits", "told")
