@@ -177,8 +177,9 @@ class Plant:
         self.output_tok = np.ones((batch, self.ticks, s))
         self.ca2 = np.ones((batch, s))
         self.cs2 = np.ones((batch, s))
-        self.limits = np.zeros((batch, self.ticks + 1, d, 2), np.int64)
-        self.told = np.zeros((batch, self.ticks + 1, d, 3))
+        self._limits = np.zeros((batch, self.ticks + 1, d, 2), np.int64)
+        self._told = np.zeros((batch, self.ticks + 1, d, 3))
+        self._series: list[object] = [None] * batch
         self.node = np.zeros((batch, n), PLANT_NODE)
         self.domain = np.zeros((batch, d), PLANT_DOMAIN)
         self.service = np.zeros((batch, s), PLANT_SERVICE)
@@ -192,6 +193,33 @@ class Plant:
         self._scratch = make_scratch(fleet)
         self._tiles = make_tiles(fleet)
         self._start = make_start(fleet)
+
+    @property
+    def limits(self) -> np.ndarray:
+        """Limits demanded and in force (`limits.budget_series`), shape (B, ticks + 1, D, 2)."""
+        self._series[:] = [None] * self.batch  # who has it may write it
+        return self._limits
+
+    @property
+    def told(self) -> np.ndarray:
+        """What the arbiter is told of them, shape (B, ticks + 1, D, 3)."""
+        self._series[:] = [None] * self.batch
+        return self._told
+
+    def set_limits(self, env: int, series: tuple[np.ndarray, np.ndarray], is_kept: bool) -> None:
+        """Write one environment's limits and what is told of them, unless they stand there already.
+
+        They are a megabyte for 25 domains and a quarter of an hour, and the same in every episode where nothing that
+        changes them is drawn.
+
+        Args:
+            env: Which environment.
+            series: From `limits.budget_series`.
+            is_kept: The same object comes again for the same limits.
+        """
+        if self._series[env] is not series:
+            self._limits[env], self._told[env] = series
+            self._series[env] = series if is_kept else None
 
     @cached_property
     def control_ticks(self) -> int:
@@ -252,7 +280,7 @@ class Plant:
         control_step(
             self.control_ticks if ticks is None else ticks, self.substeps, f.node_static, f.domain_static,
             f.service_static, f.static, self.profiles, self.params, self.tick, self.time_s, self.arrivals,
-            self.prompt_tok, self.output_tok, self.ca2, self.cs2, self.limits, self.told, self.node, self.domain,
+            self.prompt_tok, self.output_tok, self.ca2, self.cs2, self._limits, self._told, self.node, self.domain,
             self.service,
             self.totals, self.ttft, self.itl, self.plan.node, self.plan.fleet, sn.node, sn.domain, sn.service,
             st.node, st.domain, st.pool, st.service, st.fleet, bids.pool, bids.node, bids.fleet, self._scratch,
@@ -306,7 +334,7 @@ class Plant:
 
     def limits_now(self) -> None:
         """Tell the limits of each environment's present tick."""
-        now = self.told[np.arange(self.batch), self.tick]
+        now = self._told[np.arange(self.batch), self.tick]
         domain = self.snapshot.domain
         domain["limit_w"], domain["next_limit_w"], domain["next_in_s"] = now[..., 0], now[..., 1], now[..., 2]
 
@@ -315,8 +343,8 @@ class Plant:
         f, sn = self.fleet, self.snapshot
         plant_tick(
             self.substeps, f.node_static, f.domain_static, f.service_static, f.static, self.profiles, self.params,
-            self.tick, self.time_s, self.arrivals, self.prompt_tok, self.output_tok, self.ca2, self.cs2, self.limits,
-            self.told, self.node, self.domain, self.service, self.totals, self.ttft, self.itl, plan_node, sn.node,
+            self.tick, self.time_s, self.arrivals, self.prompt_tok, self.output_tok, self.ca2, self.cs2, self._limits,
+            self._told, self.node, self.domain, self.service, self.totals, self.ttft, self.itl, plan_node, sn.node,
             sn.domain, sn.service, self._tiles,
         )  # fmt: skip
         return sn

@@ -25,8 +25,9 @@ def tell(
     pr = params[b]
     chance, dropout_frac = tiles.chance, pr.dropout_frac
     if dropout_frac > 0.0 or pr.event_count > 0:
+        seed = pr.parameter_seed
         for n in range(node.shape[1]):
-            chance[n] = hash_uniform(pr.parameter_seed, tick, n, STREAM_DROPOUT)
+            chance[n] = hash_uniform(seed, tick, n, STREAM_DROPOUT)
     else:
         chance[:] = 1.0
     for t in range(tiles.static.shape[0]):

@@ -15,6 +15,7 @@ import numpy as np
 from ..fleet.tables import DECODE, PARKED, PREFILL
 from ..fleet.topology import Fleet
 from .compiled import kernel
+from .waiting import WAIT_WORK
 
 TILE = 16
 """Nodes per tile: two vectors of eight singles."""
@@ -51,6 +52,7 @@ class Tiles(NamedTuple):
     sums: np.ndarray  # (SUMS * TILE,) float32
     chance: np.ndarray  # (N,) float64
     change_w: np.ndarray  # (LANDING_SLOTS,) float64
+    wait: np.ndarray  # (WAIT_WORK,) float64
     broken: np.ndarray  # (1,) int64: not 0 when a node is down, or a part of one is
 
 
@@ -88,6 +90,7 @@ def make_tiles(fleet: Fleet) -> Tiles:
         np.zeros(SUMS * TILE, np.float32),
         np.zeros(len(static)),
         np.zeros(LANDING_SLOTS),
+        np.zeros(WAIT_WORK),
         np.zeros(1, np.int64),
     )
 
