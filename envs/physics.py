@@ -60,9 +60,7 @@ def busy_power_w(phi, cb, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem
 @kernel(inline=True)
 def full_power_w(u_m, u_c, prof, scale):
     """`busy_power_w` at full clock, where voltage and rate are 1."""
-    return (
-        prof.pli_w + prof.aw_w * prof.hbm_frac + scale * (prof.am_w * min(u_m, 1.0) + prof.ac_w * math.sqrt(u_c))
-    )
+    return prof.pli_w + prof.aw_w * prof.hbm_frac + scale * (prof.am_w * min(u_m, 1.0) + prof.ac_w * math.sqrt(u_c))
 
 
 @kernel(inline=True)

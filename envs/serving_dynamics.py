@@ -163,7 +163,14 @@ def serve_step(
     else:
         load = min(load, LIMITLESS_LOAD)
     joins, works, in_time, wait_frac, wait_s, range_s = prefill_waiting(
-        load, prefill_replicas, service_s, ca2, cs2, limit_s - fixed_s, st.ttft_s - fixed_s, sv.wait_log,
+        load,
+        prefill_replicas,
+        service_s,
+        ca2,
+        cs2,
+        limit_s - fixed_s,
+        st.ttft_s - fixed_s,
+        sv.wait_log,
         tiles.wait,
     )
     # what fits behind the queue, counting what this step will prefill, and behind decode, counting what completes
