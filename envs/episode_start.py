@@ -93,6 +93,16 @@ def _ranges(plant: PlantRanges) -> tuple[tuple[str, ...], tuple[float, ...], tup
     return names, low, high
 
 
+def _bytes(table: np.ndarray) -> np.ndarray:
+    """A table as one row of bytes per environment: NumPy copies records field by field."""
+    return np.reshape(table, (len(table), -1), copy=False).view(np.uint8)
+
+
+def _copy(table: np.ndarray, b: int, row: np.ndarray) -> None:
+    """Copy one environment's records into a table."""
+    _bytes(table)[b] = row.reshape(1, -1).view(np.uint8)[0]
+
+
 def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: int, parameter_seed: int) -> None:
     """Start an episode in environment `b` of a plant, whose load is there already.
 
@@ -123,8 +133,13 @@ def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: i
     p["warmup_s"] = scenario.warmup_s
 
     node, service, told = plant.node[b], plant.service[b], plant.snapshot
-    node.view(np.uint8)[:] = start.node.view(np.uint8)  # as bytes: records are copied field by field
-    plant.domain[b], service[:] = start.domain, start.service
+    for name in ("node", "domain", "pool", "service", "fleet"):
+        _copy(getattr(plant.state, name), b, getattr(start.state, name)[0])
+    _copy(plant.node, b, start.node)
+    _copy(plant.domain, b, start.domain)
+    _copy(plant.service, b, start.service)
+    for table in (plant.totals, plant.plan.node, plant.plan.fleet):
+        _bytes(table)[b] = 0
     budget_s = event_times(scenario.budget_events, event_rng)
     key = tuple(budget_s)
     series = start.budgets.get(key)
@@ -136,7 +151,8 @@ def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: i
     service["context"] = plant.prompt_tok[b, 0] + DECODED_SHARE * plant.output_tok[b, 0]
     start_world(p, node, plant.domain[b], service, scenario, fleet, plant.profiles, budget_s, rng, event_rng, fault_rng)
 
-    told.node[b], told.domain[b], told.service[b] = start.told.node[0], start.told.domain[0], start.told.service[0]
+    for name in ("node", "domain", "service"):
+        _copy(getattr(told, name), b, getattr(start.told, name)[0])
     told.node["temp_c"][b] = node["temp_c"]
     limits = told.domain[b]
     limits["limit_w"], limits["next_limit_w"], limits["next_in_s"] = series[1][0].T

@@ -248,16 +248,10 @@ class Plant:
             The snapshot that the first decision sees (a view that later steps overwrite).
         """
         index = np.arange(self.batch) if envs is None else np.asarray(envs)
-        fresh = self._start.state
-        for name in ("node", "domain", "pool", "service", "fleet"):
-            getattr(self.state, name)[index] = getattr(fresh, name)[0]
         self.tick[index] = 0
         self.time_s[index] = 0.0
-        self.totals[index] = 0
         self.ttft[index] = 0.0
         self.itl[index] = 0.0
-        self.plan.node[index] = 0
-        self.plan.fleet[index] = 0
         ticks = min(self.ticks, load.arrivals.shape[1])
         self.arrivals[index, :ticks] = load.arrivals[:, :ticks]
         self.arrivals[index, ticks:] = 0.0
@@ -407,12 +401,13 @@ class Plant:
 
     def kpis(self, env: int = 0) -> dict[str, float]:
         """KPIs of one environment's episode so far."""
-        service = self.service[env][self.fleet.service_static["kind"] != TRAINING]
+        is_serving, service = self.fleet.service_static["kind"] != TRAINING, self.service[env]
+        good_tok = service["served_tok"] - service["late_tok"]
         return episode_kpis(
             self.totals[env],
             self.ttft[env].sum(0),
             self.itl[env].sum(0),
-            (service["served_tok"] - service["late_tok"]) / np.maximum(service["offered_tok"], 1.0),
+            (good_tok / np.maximum(service["offered_tok"], 1.0))[is_serving],
             float(self.params["nominal_w"][env]),
             len(self.fleet.nodes),
         )
