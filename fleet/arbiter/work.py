@@ -1,7 +1,7 @@
 """What the greedy baseline reads and writes around its model, compiled.
 
-Beside a plant that sweeps the caches every call of NumPy runs cold: for 64 environments the arithmetic around the model
-took 140 us of a step in some sixty calls, and takes a tenth of that in two.
+Beside a plant that sweeps the caches every call of NumPy runs cold: a bid for 64 environments right after their step
+took 0.21 ms with the arithmetic around the model in NumPy, and takes 0.14 with it in these two kernels.
 """
 
 from ..tables import DECODE, DECODED_SHARE, PREFILL, STAGES
