@@ -319,7 +319,7 @@ def _train(config: DemoConfig, out: Path, progress: Progress) -> dict[str, Any]:
         "budget": [settings.minutes, settings.steps],
         "scenarios": [s.hash for s in scenarios],
         "schema": [schema_hash("pool"), schema_hash("fleet")],
-        "base": registry.tuned()["baselines"].get(registry.best_baseline_name(scenarios[0]), {}),
+        "base": registry.base_of(settings.base, scenarios),
         "version": __version__,
     }
     marker = run / MARKER

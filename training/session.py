@@ -42,10 +42,7 @@ class Session:
         first = self.scenarios[0]
         if len({s.fleet.timing.control_s for s in self.scenarios}) != 1:
             raise BadInput("the scenarios' sites differ in control_s; train on sites with one control interval")
-        self.base = registry.best_baseline_name(first) if config.base == "best-baseline" else config.base
-        self.params: dict[str, float] = (
-            registry.tuned()["baselines"].get(self.base, {}).get(first.family, {}).get("params", {})
-        )
+        self.base, self.params = registry.base_of(config.base, self.scenarios)
         registry.baseline(self.base, first, self.params)  # refuse an unknown one before any work
         self.channels = Channels(pool=PROFILES[config.profile], fleet=("spend",))
         self.pool_channels = self.channels.indices("pool")
