@@ -348,8 +348,8 @@ def _live(story: Story, index: int) -> Section | None:
     """One chart of the live part; the last one is followed by what happened, in words."""
     if "live" not in story.extra:
         return None
-    from .live import LiveResult
-    from .live_charts import CHARTS
+    from .live.charts import CHARTS
+    from .live.result import LiveResult
 
     title, text, drawing = CHARTS[index](LiveResult.from_dict(story.extra["live"]))
     return Section(title, text, drawing, "live" if index == len(CHARTS) - 1 else "")

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flyball.experiments.emulate import DRAINED, FALLEN, LEASED
-from flyball.experiments.live import QUICK, LiveResult, fresh_folder, run_live
-from flyball.experiments.live_charts import live_charts
+from flyball.experiments.emulation.run import fresh_folder
+from flyball.experiments.emulation.second import DRAINED, FALLEN, LEASED
+from flyball.experiments.live.charts import live_charts
+from flyball.experiments.live.result import LiveResult
+from flyball.experiments.live.run import run_live
+from flyball.experiments.live.script import QUICK
 from flyball.fleet.errors import BadInput
 
 SITE = Path(__file__).with_name("live_site.toml")

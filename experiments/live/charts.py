@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .charts import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Draw, svg
-from .emulate import DRAINED, FALLEN, LEASED, UNLEASED
-from .live import Happening, LiveResult
+from ..charts import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Draw, svg
+from ..emulation.second import DRAINED, FALLEN, LEASED, UNLEASED
+from .result import Happening, LiveResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

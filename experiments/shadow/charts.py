@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..fleet.plan import Reason
-from .charts import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, REASON_COLOUR, VERMILION, Draw
-from .shadow_compare import WORDS
+from ...fleet.plan import Reason
+from ..charts import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, REASON_COLOUR, VERMILION, Draw
+from .compare import WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
