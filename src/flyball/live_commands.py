@@ -82,7 +82,7 @@ def serve(site: str, policy: str, mode: str, host: str, port: int, db: str, toke
     _log(logging.WARNING)
     scenario = site_scenario(site)
     fallback = registry.policy("best-baseline", scenario)
-    chosen = registry.policy(policy, scenario)
+    chosen = registry.live_policy(policy, scenario)
     config = ServeConfig(scenario.fleet, chosen, mode, host, port, db, tokens, fallback)
 
     def ready(where: Any) -> None:
@@ -204,6 +204,8 @@ def emulate(
 
     Ctrl-C stops everything.
     """
+    from . import registry
+
     try:
         from .experiments.emulation.run import emulate_site
         from .experiments.site_scenario import site_scenario
@@ -211,6 +213,7 @@ def emulate(
         raise _needs("serve,agent", e) from None
     changes = {} if seconds is None else {"seconds": seconds, "warmup_s": 0.0}
     chosen = site_scenario(site, scenario, **changes)
+    registry.live_policy(policy, chosen)  # refused here, and not in the log of the service
     _log(logging.WARNING)
     # a supervisor's SIGTERM ends it as Ctrl-C does
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
