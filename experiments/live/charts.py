@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..charts import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Draw, svg
+from ..charts import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Draw, legend_above, svg
 from ..emulation.second import DRAINED, FALLEN, LEASED, UNLEASED
 from .result import Happening, LiveResult
 
@@ -23,6 +23,9 @@ MARKED = ("fault", "service")
 """Kinds of events that get a line in the charts."""
 
 NODE_HEIGHT_IN = 0.16
+
+NAMES_ROOM = 1.26
+"""Height of the power chart over the nominal limit: what happened is named above every line."""
 
 
 Chart = tuple[str, str, str]
@@ -72,13 +75,11 @@ def _power(result: LiveResult) -> Draw:
         _shade(axes, result)
         axes.step(t_s, s["in_force_w"] / 1e3, where="pre", color=BLACK, lw=1.8, label="limit in force")
         axes.step(t_s, s["demanded_w"] / 1e3, where="pre", color=BLACK, lw=1.0, ls=":", label="limit demanded")
-        axes.step(
-            t_s, s["bound_w"] / 1e3, where="pre", color=VERMILION, lw=1.6, label="caps in force and declared bounds"
-        )
+        axes.step(t_s, s["bound_w"] / 1e3, where="pre", color=VERMILION, lw=1.6, label="caps and declared bounds")
         axes.plot(t_s, s["power_w"] / 1e3, color=BLUE, lw=1.6, label="power")
         _mark(axes, result, is_named=True)
-        axes.set(xlabel="seconds", ylabel="kW", xlim=(0, t_s[-1]), ylim=(0, 1.08 * result.nominal_w / 1e3))
-        axes.legend(loc="lower left", ncols=2)
+        axes.set(xlabel="seconds", ylabel="kW", xlim=(0, t_s[-1]), ylim=(0, NAMES_ROOM * result.nominal_w / 1e3))
+        legend_above(axes, 4)
 
     return draw
 

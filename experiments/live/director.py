@@ -95,7 +95,7 @@ class Director:
             if at_s is None:
                 continue
             notice = f"{script.notice_s:g} s ahead" if i == 0 else "without notice"
-            text = f"a cut to {frac:.0%} from {start_s:g} s on is announced {notice} and accepted"
+            text = f"a cut to {100 * frac:.0f} % from {start_s:g} s on is announced {notice} and accepted"
             self.note("budget", at_s - self.began_s, text, f"accepted {i}")
 
     def _kill(self, t_s: float) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...envs.kpis import BIN_EDGES_S, KPI_UNITS
 from ..charts import svg
-from ..report import TEMPLATES, number, percent, signed
+from ..report import TEMPLATES, number, percent, signed, tied
 from . import charts as drawn
 from .changes import HEADLINE, RELATIVE
 from .compare import clock, kilowatts
@@ -83,6 +83,7 @@ def render(result: dict[str, Any]) -> str:
         number=number,
         percent=percent,
         signed=signed,
+        tied=tied,
         share=share,
         watts=kilowatts,
         duration=duration,

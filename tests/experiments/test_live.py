@@ -19,13 +19,13 @@ SITE = Path(__file__).with_name("live_site.toml")
 
 SCRIPT = replace(
     QUICK,
-    seconds=24.0,
+    seconds=27.0,
     xid_at_s=1.5,
     first_cut_s=6.0,
     notice_s=4.0,
     second_cut_s=8.0,
-    restart_s=12.5,
-    lift_s=20.0,
+    restart_s=15.0,
+    lift_s=22.5,
     first_frac=0.9,
     second_frac=0.8,
     settle_s=1.0,
