@@ -24,6 +24,9 @@ MARKED = ("fault", "service")
 
 NODE_HEIGHT_IN = 0.16
 
+NAME_FRAC = 0.055
+"""Width of a name as a share of the chart's."""
+
 NAMES_ROOM = 1.26
 """Height of the power chart over the nominal limit: what happened is named above every line."""
 
@@ -121,22 +124,23 @@ MARK_WORDS = (
 
 
 def _mark(axes: "Axes", result: LiveResult, is_named: bool) -> None:
-    """A line where something happened; close neighbours are named on different heights."""
+    """A line where something happened; close neighbours are named on different heights, or on either side."""
     last_s, height, span_s = -1e9, 0, result.series["t_s"][-1]
-    for word, name in MARK_WORDS:
-        event = first(result, word)
-        if event is None:
-            continue
-        axes.axvline(event.t_s, color=GREY, lw=0.9, ls="--", zorder=1)
+    marks = [(event.t_s, name) for word, name in MARK_WORDS if (event := first(result, word)) is not None]
+    for (t_s, name), (next_s, _) in zip(marks, [*marks[1:], (2 * span_s, "")], strict=True):
+        axes.axvline(t_s, color=GREY, lw=0.9, ls="--", zorder=1)
         if is_named:
-            height = height + 1 if event.t_s - last_s < 0.09 * span_s else 0
-            last_s = event.t_s
+            height = height + 1 if t_s - last_s < 0.09 * span_s else 0
+            last_s = t_s
+            # a name to the right would be crossed by the next line
+            is_left = next_s - t_s < NAME_FRAC * span_s < t_s
             axes.annotate(
                 name,
-                (event.t_s, 1.0 - 0.055 * height),
+                (t_s, 1.0 - 0.055 * height),
                 xycoords=("data", "axes fraction"),
-                xytext=(3, -2),
+                xytext=(-3 if is_left else 3, -2),
                 textcoords="offset points",
+                ha="right" if is_left else "left",
                 va="top",
                 fontsize=8.5,
                 color="#444444",
