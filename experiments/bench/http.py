@@ -29,7 +29,7 @@ from ...fleet.arbiter import ArbiterState
 from ...fleet.errors import FlyballError
 from ...fleet.observe import observe
 from ...fleet.snapshot import Snapshot
-from ...policies.onnx import OUTPUTS
+from ...policies.onnx import OUTPUTS, OnnxPolicy
 from ...serving.auth import read_secrets
 from ...serving.server import Listening, ServeConfig, Service
 from ...serving.wire import table_columns, to_base64
@@ -220,7 +220,7 @@ def _latency(link: Link, body: Body, repeat_s: float, name: str) -> dict[str, fl
     request = link.request(body)
     p50s, p99s = [], []
     for repeat in range(REPEATS + 1):
-        took_s = []
+        took_s: list[float] = []
         until_s = time.perf_counter() + repeat_s
         while (began_s := time.perf_counter()) < until_s or len(took_s) < 2:
             link.send(request)
@@ -256,6 +256,7 @@ def _rate(links: list[Link], body: Body, repeat_s: float) -> Sample:
 def _session_sample(scenario: Scenario, snapshot: Snapshot, state: ArbiterState, repeat_s: float) -> Sample:
     """The network's time on what the request makes it see."""
     policy = registry.policy(POLICY, scenario)
+    assert isinstance(policy, OnnxPolicy)
     observation = observe(scenario.fleet, state, snapshot)
     base, _ = policy.baseline.bid(snapshot, observation, policy.start(1))
     inputs = policy.inputs(observation, base)

@@ -251,9 +251,9 @@ class Emulation:
         node = self.plant.node[0]
         node["agent_down"] = 0
         for i in np.flatnonzero(~had_xid & (node["xid"] != 0)):
-            self.nodes.raise_xid(i, 0, int(node["xid"][i]))
+            self.nodes.raise_xid(int(i), 0, int(node["xid"][i]))
         for i in np.flatnonzero(had_xid & (node["xid"] == 0)):
-            self.nodes.repair(i)
+            self.nodes.repair(int(i))
 
     def _status(self, epoch: np.ndarray, fallback_w: np.ndarray) -> np.ndarray:
         """What holds every node's cap, shape (N,)."""
