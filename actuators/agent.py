@@ -110,7 +110,7 @@ def run_agent(config: AgentConfig) -> None:
         BadInput: settings that make no sense, or another agent on this node.
         AgentRefused: the service refused the first exchange for good (wrong token, unknown node).
         GpuError: no NVML on this node.
-        GuardianGone: the guardian died; caps are at the fallback, and a supervisor should start it again.
+        WatchdogGone: the guardian died; caps are at the fallback, and a supervisor should start it again.
     """
     config.check()
     client = ServiceClient(config.server, config.node, config.token or os.environ.get(TOKEN_VARIABLE), config.timeout_s)

@@ -1,6 +1,7 @@
 """What every algorithm shares: the scenarios and the base, the clock, curves, checkpoints, validation, the gate."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -57,7 +58,7 @@ class Session:
         config.out.mkdir(parents=True, exist_ok=True)
         self._path = config.out / "checkpoint.pt"
         self._compile()
-        self._started, self._started_cpu = time.monotonic(), time.process_time()
+        self._started, self._started_cpu = time.monotonic(), spent_cpu_s()
 
     # ── environments ─────────────────────────────────────────────────────────────────────────────────────
     def core(self, scenario: Scenario, batch: int) -> Core:
@@ -79,8 +80,8 @@ class Session:
         return self._spent_s + time.monotonic() - self._started
 
     def cpu_s(self) -> float:
-        """CPU seconds of this process trained, over all continuations."""
-        return self._spent_cpu_s + time.process_time() - self._started_cpu
+        """CPU seconds trained, of all processes and over all continuations."""
+        return self._spent_cpu_s + spent_cpu_s() - self._started_cpu
 
     def share(self) -> float:
         """Share of the budget that is spent."""
@@ -284,6 +285,12 @@ class Session:
             "git_revision": git_revision(),
             "flyball_version": __version__,
         }
+
+
+def spent_cpu_s() -> float:
+    """CPU seconds of this process with all its threads, and of every child that it has waited for."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
 
 
 def is_finite(values: Any) -> bool:

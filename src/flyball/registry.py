@@ -159,6 +159,24 @@ def policy(name: str, scenario: "Scenario") -> "Policy":
     return baseline(name, scenario)
 
 
+def live_policy(name: str, scenario: "Scenario") -> "Policy":
+    """`policy`, where there is a real site in place of the plant.
+
+    Raises:
+        BadInput: as `policy`, and for one that thinks with copies of the simulated plant.
+    """
+    if name not in NEEDS_SIMULATOR:
+        made = policy(name, scenario)
+        base = getattr(made, "baseline", made)
+        if base.name not in NEEDS_SIMULATOR:
+            return made
+        name = f"{name} (on {base.name})"
+    raise BadInput(
+        f"policy {name} plays copies of the simulated plant and cannot run live; use champion, best-baseline or one of "
+        f"{', '.join(CANDIDATES)}"
+    )
+
+
 def make_core(scenario: "Scenario", channels, background: str | None = None, **kwargs) -> "Core":
     """A batched core of a scenario with its background policy."""
     from .envs.core import Core

@@ -121,7 +121,7 @@ def test_an_agent_without_its_guardian_stops(gpus, obeying, wait_until):
     """When the guardian dies the agent goes to the fallback and ends, so that a supervisor restarts both."""
     os.kill(obeying.guardian_pid, signal.SIGKILL)
     assert obeying.wait() != 0
-    assert (gpus.caps_w == 400).all() and "GuardianGone" in obeying.log
+    assert (gpus.caps_w == 400).all() and "WatchdogGone" in obeying.log
 
 
 def test_old_epochs_are_refused(gpus, service, start_agent, wait_until):

@@ -142,7 +142,7 @@ def test_the_store_failing_does_not_stop_a_cut(site, monkeypatch):
 
 def test_the_tick_runs_off_the_event_loop_and_survives_a_failure(site, monkeypatch):
     """A tick that raises is counted and the next one runs; stopping joins the thread."""
-    monkeypatch.setattr(Engine, "_count", lambda _self, _view: 1 / 0)
+    monkeypatch.setattr(Engine, "_make_view", lambda *_: 1 / 0)
     site.engine.start()
     for _ in range(500):
         if site.engine.counters.failed_ticks:
