@@ -144,8 +144,10 @@ NODE_STATE = _dtype(
     ("cordoned_at_s", "f8"),  # the same for drains that a fault called for: the breaker counts them
     ("shed_from", "i8"),  # 0: not parked by shedding; else 1 + the stage that it returns to
     ("fallback_share_w", "i8"),  # its share of what the deepest cut leaves: fallback_w is at most this
-    ("fallback_w", "i8"),
+    ("fallback_w", "i8"),  # 0: it parks when its lease expires
     ("fallback_possible_w", "i8"),  # largest fallback that an agent may still hold
+    ("wait_fallback_w", "i8"),  # the fallback of command wait_seq
+    ("since_fallback_w", "i8"),  # largest fallback commanded after wait_seq
     ("order", "i8"),  # a fleet.plan.Order that an operator gave
     ("pin_w", "i8"),  # the cap that a pin or a freeze asks for
 )
@@ -159,6 +161,7 @@ DOMAIN_STATE = _dtype(
     ("bank_ws", "f8"),  # unspent watt-seconds of the window
     ("level", "f8"),  # last water level: where the next search starts, which never changes its result
     ("fallback_available_w", "i8"),  # what fallback_share_w was made for
+    ("fallback_limit_w", "i8"),  # the same without the deepest cut: where smallest caps exceed it, nodes park
     ("meter_w", "f8"),  # last reading of its meter
     ("same_s", "f8"),  # since the reading changed: a frozen meter tells nothing
     ("other_w", "f8"),  # short average of what the meter reads beside the GPUs

@@ -22,7 +22,7 @@ import numpy as np
 from .breach import WAIT_S, update_breach
 from .compiled import kernel
 from .limits import domain_charge
-from .scratch import AVAILABLE, CAP_MAX, FALLBACK_AVAILABLE, LO, RESERVE
+from .scratch import AVAILABLE, CAP_MAX, FALLBACK_AVAILABLE, FALLBACK_LIMIT, LO, RESERVE
 from .water_filling import charge_of
 
 MISSING, FROZEN, READ, CHANGED = range(4)
@@ -208,6 +208,7 @@ def apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_d
             withheld_w = max(withheld_w, min(record.excursion_w, room_w))
         domain[AVAILABLE, d] -= withheld_w
         domain[FALLBACK_AVAILABLE, d] -= record.excess_w
+        domain[FALLBACK_LIMIT, d] -= record.excess_w
         if static.mean_w > 0 and record.excess_w > 0:
             least_ws = -static.mean_w * static.window_s
             record.bank_ws = max(least_ws, record.bank_ws - record.excess_w * lapse_s)

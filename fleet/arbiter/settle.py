@@ -119,7 +119,16 @@ def settle_one(
                     st_service[node_static[i].service].move_credit -= 1.0
                 command_stage(i, node[WISH, i], st_node)
                 moves += 1
-    set_fallbacks(fleet.lease_ttl_s, node_static, domain_static, st_node, st_domain, scratch)
+    set_fallbacks(
+        fleet.lease_ttl_s,
+        fleet.grace_s - fleet.tick_s,
+        node_static,
+        domain_static,
+        service_static,
+        st_node,
+        st_domain,
+        scratch,
+    )
     interventions, correction, is_shedding = write_plan(
         fleet, node_static, sn_node, st_node, plan_node, node, weight, pool
     )
