@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..fleet.arbiter import ArbiterState, initial_state, settle
+from ..fleet.arbiter.memory import is_urgent, memory_of, packed, with_memory
 from ..fleet.arbiter.overrides import with_orders, without_excluded
 from ..fleet.arbiter.prices import priced
 from ..fleet.errors import BadInput
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 NOTES_KEPT = 400
 PRUNE_EVERY_S = 3600.0
+MEMORY_EVERY_S = 60.0
+"""How often averages that meters feed are kept for a restart; drains, the breaker and take-backs are kept at once."""
 
 RESYNC_S = 6.0
 """Longest that a service which starts waits for its nodes: an agent without a lease tries every 5 s."""
@@ -148,7 +151,10 @@ class Engine:
         self.epoch = store.begin_epoch(self.started_s, self.mode, policy.name, fleet.hash, record)
         self.telemetry = Telemetry(fleet, self.epoch)
         self._retention_s = retention_s
-        self._state = initial_state(fleet, 1, self.started_s, self.epoch)
+        # the incumbent's meters said nothing of this service's plans in advise and shadow mode
+        self._memory = store.memory() if self.mode is Mode.ENFORCE else {}
+        self._memory_s = self.started_s
+        self._state = with_memory(fleet, initial_state(fleet, 1, self.started_s, self.epoch), self._memory)
         self._decision: Decision | None = None
         self._events: tuple[BudgetEvent, ...] = tuple(store.budget_events(self.started_s))
         self._events_lock = threading.Lock()
@@ -299,12 +305,16 @@ class Engine:
         shed_level = int(view.plan.fleet["shed_level"][0])
         delta, is_keyframe = self._trail.encode(view.time_s, node, domain, shed_level, notes, audit_prices(view))
         leases, acks = self._new_leases(view), self._new_acks(view.time_s)
+        memory = self._new_memory(view)
         record = TickRecord(
-            self.epoch, view.tick, view.time_s, is_keyframe, delta, leases, acks, shadow, self.fleet.hash
-        )
+            self.epoch, view.tick, view.time_s, is_keyframe, delta, leases, acks, shadow, self.fleet.hash,
+            packed(memory) if memory else None,
+        )  # fmt: skip
         try:
             self.store.commit(record)
             self._acks.update((a.node, a) for a in acks)
+            if memory:
+                self._memory, self._memory_s = memory, view.time_s
             if view.time_s - self._pruned_s > PRUNE_EVERY_S:
                 self._pruned_s = view.time_s
                 self.store.prune(view.time_s - self._retention_s)
@@ -318,6 +328,14 @@ class Engine:
             log.exception("the store failed; the plan is issued all the same")
         self._leases = {**self._leases, **{lease.node: lease for lease in leases}}
         self.counters.last_commit_s = time.perf_counter() - began_s
+
+    def _new_memory(self, view: View) -> dict[str, Any] | None:
+        """What a restart must not forget, when it changed: at once if it is about safety, else now and then."""
+        if self.mode is not Mode.ENFORCE:
+            return None
+        memory = memory_of(self.fleet, view.state)
+        is_due = view.time_s - self._memory_s >= MEMORY_EVERY_S
+        return memory if memory != self._memory and (is_due or is_urgent(memory, self._memory)) else None
 
     def _new_leases(self, view: View) -> tuple[LeaseRow, ...]:
         if self.mode is not Mode.ENFORCE:
@@ -380,8 +398,14 @@ class Engine:
             return Reply(None, report.stage, 1.0, False, False, now_s)
         row = view.plan.node[0][i]
         self.counters.leases_issued += 1
+        lease = self._leases[self.fleet.nodes[i].name]
+        # a lease dies a ttl after its plan, not after it was handed out: else a service that hangs, and hands out an
+        # old plan until the grace is over, would keep caps up for longer than one that dies
+        left_s = lease.ttl_s - (now_s - view.time_s)
+        if left_s <= 0.0:
+            raise NoPlan("the last plan's leases have run out; the next tick renews them")
         return Reply(
-            self._leases[self.fleet.nodes[i].name],
+            replace(lease, ttl_s=left_s),
             int(row["stage"]),
             float(row["clock_frac"]),
             bool(view.cordoned[i]),
