@@ -4,7 +4,7 @@ Caps govern GPUs; everything else is covered by declared bounds (`non_gpu_max_w`
 low a domain draws more than its limit although every cap fits. Two things answer:
 
 * The **excursion loop** (FIELD.md section 5). A fresh meter above the limit in force, although what is commanded and
-  possible fits it, takes back twice the deficit at once, by lowering what the domain may share among caps. It waits
+  possible fits it, takes back twice the deficit at once, from its least important service first (`taking`). It waits
   10 s, verifies, and takes again. It never takes more than leaves every node its floor: where that is not enough,
   `is_exhausted` is the alert. Once the meter has stayed well below the limit for a minute the watts are given back
   slowly.
@@ -22,7 +22,7 @@ import numpy as np
 from .breach import WAIT_S, update_breach
 from .compiled import kernel
 from .limits import domain_charge
-from .scratch import AVAILABLE, CAP_MAX, FALLBACK_AVAILABLE, FALLBACK_LIMIT, LO, RESERVE
+from .scratch import AVAILABLE, CAP_MAX, FALLBACK_AVAILABLE, FALLBACK_LIMIT, LO, RESERVE, TAKEN
 from .water_filling import charge_of
 
 MISSING, FROZEN, READ, CHANGED = range(4)
@@ -174,10 +174,14 @@ def apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_d
     Args:
         dt_s: Time since the last settlement, guarded: what may be credited.
         lapse_s: The same, less guarded: what is debited.
-        scratch: AVAILABLE and FALLBACK_AVAILABLE are lowered, never raised; LO and RESERVE are read.
+        scratch: AVAILABLE and FALLBACK_AVAILABLE are lowered; LO and RESERVE are read. TAKEN becomes what of it was
+            taken back, for `taking`, where the result is True.
+
+    Returns:
+        Whether anything is taken back.
     """
     if not has_to_look(sn_domain, st_domain):
-        return
+        return False
     domain, total = scratch.domain, scratch.total
     recent_s = 2.0 * fleet.tick_s
     add_up_gpus(recent_s, node_static, sn_node, total)
@@ -200,15 +204,20 @@ def apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_d
         slack_w = record.in_force_w - declared_w - domain_charge(node_static, st_node, start, end)
         take_back(over_w, slack_w, max(0, room_w), dt_s, record)
     charge_excess(domain_static, st_domain)
+    is_taking = False
     for d in range(len(domain_static)):
         static, record = domain_static[d], st_domain[d]
         withheld_w = record.excess_w
+        domain[TAKEN, d] = 0
         if record.excursion_w > withheld_w:
             room_w = room_above_floors(d, static.node_start, static.node_end, scratch)
             withheld_w = max(withheld_w, min(record.excursion_w, room_w))
+            domain[TAKEN, d] = withheld_w - record.excess_w
+            is_taking |= withheld_w > record.excess_w
         domain[AVAILABLE, d] -= withheld_w
         domain[FALLBACK_AVAILABLE, d] -= record.excess_w
         domain[FALLBACK_LIMIT, d] -= record.excess_w
         if static.mean_w > 0 and record.excess_w > 0:
             least_ws = -static.mean_w * static.window_s
             record.bank_ws = max(least_ws, record.bank_ws - record.excess_w * lapse_s)
+    return is_taking

@@ -12,6 +12,7 @@ from flyball.fleet.arbiter.settle import settle
 from flyball.fleet.bids import Bids
 from flyball.fleet.plan import Breach
 from flyball.fleet.tables import DOMAIN_STATE, NEVER_S
+from flyball.fleet.topology import Fleet, Node, PowerDomain, Service, Timing
 
 KINDS = ("random", "constant", "alternating", "nan", "wild", "power")
 quick = settings(max_examples=25, deadline=None)
@@ -219,3 +220,44 @@ def test_a_batch_with_meters_equals_its_rows(world, seed):
         for b, (one, one_plan) in enumerate(rows):
             assert one.to_bytes() == state.env(b).to_bytes()
             assert (one_plan.node[0] == plan.node[b]).all()
+
+
+def two_services():
+    """One feed with a lesser and a greater service."""
+    domains = [PowerDomain("feed", 8 * 4600)]
+    nodes = [Node(f"n{i}", "feed", "H100-SXM", 8, 1000, f"s{i % 2}", "decode", "f") for i in range(8)]
+    services = [Service(f"s{s}", "llama-70b", priority=100 + s, kind="aggregated") for s in range(2)]
+    return Fleet.build("two", domains, nodes, services, timing=Timing(deadband_w=0))
+
+
+@quick
+@given(over_w=st.integers(20, 4000), bid=st.floats(-1.0, 1.0))
+def test_a_take_back_exhausts_the_least_important_service_first(world, over_w, bid):
+    """FIELD.md section 5: nobody of the greater service gives while the lesser one is above its floors."""
+    fleet = two_services()
+    caps = {}
+    bids = Bids.neutral(1, fleet.pools, 8)
+    bids.pool[0, 1, 0], bids.pool[0, 3, 0] = bid, -bid
+    for taken in (False, True):
+        state = initial_state(fleet, 1, assume_acked=True)
+        sn = world.warm(fleet, state)
+        sn.node["power_w"] = np.nan  # what is drawn beside the GPUs is not known: only the excursion acts
+        for tick in range(12):
+            if taken and tick == 5:
+                sn.domain["meter_w"][0] = fleet.domains[0].peak_w + over_w
+                sn.domain["meter_age_s"][0] = 0.0
+            elif taken and tick > 5:
+                sn.domain["meter_w"][0] = fleet.domains[0].peak_w - 100.0 - tick
+            state, plan = settle(fleet, state, sn, bids)
+            sn = world.follow(sn, state, plan)
+        caps[taken] = plan.node["cap_w"][0]
+    excursion_w = int(state.domain["excursion_w"][0, 0])
+    assert excursion_w >= 2 * over_w or state.domain["is_exhausted"][0, 0]
+    lesser, greater = np.arange(8) % 2 == 0, np.arange(8) % 2 == 1
+    floor_w = fleet.node_static["decode_floor_w"]
+    gives = caps[True] < caps[False]
+    is_exhausted = caps[True] <= floor_w
+    assert gives[lesser].any() or is_exhausted[lesser].all()
+    assert is_exhausted[lesser].all() or not gives[greater].any()
+    total_w = caps[True].sum() + 8 * 1000
+    assert total_w <= fleet.domains[0].peak_w - min(excursion_w, fleet.domains[0].peak_w - 8000 - floor_w.sum())
