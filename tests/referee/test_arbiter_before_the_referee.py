@@ -12,7 +12,7 @@ from flyball.experiments.referee.world import World
 from flyball.fleet.bids import Bids
 from flyball.fleet.plan import Shed
 from flyball.fleet.tables import PARKED
-from flyball.fleet.topology import Fleet, Node, PowerDomain, Service
+from flyball.fleet.topology import Fleet, Node, PowerDomain, Service, Timing
 
 TROUBLES = {
     "nothing": Trouble(),
@@ -303,3 +303,49 @@ def test_long_lags_survive_a_right_clock(seed):
 def test_long_lags_survive_a_jumping_clock():
     """Guarantee 1 rests on no clock: a jump releases nothing before the firmware's lag has passed."""
     assert not play(0, Trouble(jump=0.3), 30, firmware_lag_s=2.5).violations
+
+
+def dying_site(ttl_s):
+    """One feed whose limits caps fill, with leases of some length."""
+    timing = Timing(lease_ttl_s=ttl_s, stale_s=ttl_s)
+    nodes = [Node(f"n{i}", "root", "H100-SXM", 8, 1000, "s", "prefill" if i % 2 else "decode", "f") for i in range(4)]
+    return Fleet.build("dying", [PowerDomain("root", 4 * 5600)], nodes, [Service("s", "llama-70b")], timing=timing)
+
+
+def seconds_above_after_death(ttl_s, cut_frac=0.3, until_ms=12_000):
+    """When the draw last exceeded an un-noticed cut, if the service dies with it just after a tick; seconds."""
+    fleet = dying_site(ttl_s)
+    world = World(fleet)
+    for _ in range(10):
+        world.tick(Bids.neutral(1, fleet.pools, 4))
+        world.pass_time(200)
+        exchange(world)
+        world.pass_time(800)
+    world.tick(Bids.neutral(1, fleet.pools, 4))
+    for i in range(4):  # the last renewal arrives at once, and nothing after it
+        while world.commands[i]:
+            world.deliver(i)
+    cut_w, cut_ms, last_s = int((1 - cut_frac) * 4 * 5600), world.now_ms, 0.0
+    world.demand(0, cut_w)
+    for _ in range(until_ms // 10):
+        drawn_w = world.referee.bounds_w[0] + sum(n.draws_w(world.now_ms) for n in world.referee.nodes)
+        if drawn_w > cut_w:
+            last_s = (world.now_ms - cut_ms) / 1000
+        world.pass_time(10)
+    return fleet, world, last_s
+
+
+def test_a_cut_that_the_service_does_not_survive_is_met_when_leases_have_run_out():
+    """The hole of guarantee 2 has an exact bound: `dead_service_grace_s`, neither more nor less."""
+    fleet, world, last_s = seconds_above_after_death(5.0)
+    bound_s = fleet.timing.dead_service_grace_s
+    assert fleet.timing.grace_s < bound_s == 6.0
+    assert bound_s - 0.02 <= last_s < bound_s
+    assert {v.invariant for v in world.referee.violations} == {"possible draw"}, "the referee tells of the hole"
+
+
+def test_leases_as_short_as_the_grace_leave_no_hole():
+    """With `lease_ttl_s <= grace_s - firmware_lag_s` guarantee 2 holds through the death of the service."""
+    fleet, world, last_s = seconds_above_after_death(2.0)
+    assert fleet.timing.dead_service_grace_s == fleet.timing.grace_s > last_s > 0.0
+    assert not world.referee.violations
