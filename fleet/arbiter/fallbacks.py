@@ -43,28 +43,31 @@ def held_w(fallback_w, parked_max_w):
     return parked_max_w if fallback_w == PARKS_W else fallback_w
 
 
+@kernel(inline=True)
+def lost_w(lease_ttl_s, answer_s, is_silent, st, parked_max_w):
+    """The most that a node which may not fall can draw; -1 for one that will."""
+    if is_silent:
+        return st.cap_possible_w
+    if st.unacked_s > lease_ttl_s:
+        return max(st.cap_possible_w, st.fallback_possible_w)
+    if st.unacked_s >= answer_s and st.fallback_possible_w > st.fallback_w:
+        return held_w(min(st.cap_possible_w, st.fallback_possible_w), parked_max_w)
+    return -1
+
+
 @kernel
 def reserve_for_lost(lease_ttl_s, answer_s, node_static, domain_static, st_node, node, domain):
-    """Take what nodes that may not fall can draw above parking from what fallbacks may share; mark them."""
+    """Take what nodes that may not fall can draw above parking from what fallbacks may share."""
     for i in range(len(node_static)):
-        st = st_node[i]
-        possible_w = -1
-        if node[KIND, i] == SILENT:
-            possible_w = st.cap_possible_w
-        elif st.unacked_s >= answer_s:
-            if st.unacked_s > lease_ttl_s:
-                possible_w = max(st.cap_possible_w, st.fallback_possible_w)
-            elif st.fallback_possible_w > st.fallback_w:
-                possible_w = held_w(min(st.cap_possible_w, st.fallback_possible_w), node_static[i].parked_max_w)
-        node[PARKS, i] = FALLS
-        if possible_w >= 0:
-            node[PARKS, i] = STAYS
-            above_w = possible_w - node_static[i].parked_max_w
-            d = node_static[i].domain
-            while above_w > 0 and d >= 0:
-                domain[FALLBACK_AVAILABLE, d] -= above_w
-                domain[FALLBACK_LIMIT, d] -= above_w
-                d = domain_static[d].parent
+        if node[KIND, i] != SILENT and not st_node[i].unacked_s >= answer_s:
+            continue
+        parked_w = node_static[i].parked_max_w
+        above_w = lost_w(lease_ttl_s, answer_s, node[KIND, i] == SILENT, st_node[i], parked_w) - parked_w
+        d = node_static[i].domain
+        while above_w > 0 and d >= 0:
+            domain[FALLBACK_AVAILABLE, d] -= above_w
+            domain[FALLBACK_LIMIT, d] -= above_w
+            d = domain_static[d].parent
 
 
 @kernel
@@ -211,6 +214,7 @@ def set_fallbacks(lease_ttl_s, answer_s, node_static, domain_static, service_sta
             sent, counts at the old one: the grace less the tick until that look.
     """
     node, domain = scratch.node, scratch.domain
+    answer_s = min(answer_s, lease_ttl_s)
     reserve_for_lost(lease_ttl_s, answer_s, node_static, domain_static, st_node, node, domain)
     is_current = True
     for d in range(len(domain_static)):
@@ -221,6 +225,9 @@ def set_fallbacks(lease_ttl_s, answer_s, node_static, domain_static, service_sta
         record.fallback_limit_w = domain[FALLBACK_LIMIT, d]
     if is_current:
         return
+    for i in range(len(node_static)):
+        possible_w = lost_w(lease_ttl_s, answer_s, node[KIND, i] == SILENT, st_node[i], node_static[i].parked_max_w)
+        node[PARKS, i] = STAYS if possible_w >= 0 else FALLS
     fill_fallbacks(node_static, domain_static, service_static, st_node, st_domain, scratch)
     while charge_late(answer_s, node_static, domain_static, st_node, st_domain, node):
         fill_fallbacks(node_static, domain_static, service_static, st_node, st_domain, scratch)
