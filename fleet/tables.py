@@ -83,6 +83,7 @@ FLEET_STATIC = _dtype(
     ("deadband_w", "i8"),  # changes smaller than this are not worth a write
     ("deepest_cut_frac", "f8"),  # fallbacks fit (1 - this) x limit, whatever happens unannounced
     ("max_drain_frac", "f8"),  # of a failure domain's nodes
+    ("meters_loosen", "i8"),  # meters may lower what is charged below the declared bounds, after a day of data
 )
 
 # ── snapshot: what is known at one instant ──────────────────────────────────────────────────────────────
@@ -166,6 +167,10 @@ DOMAIN_STATE = _dtype(
     ("same_s", "f8"),  # since the reading changed: a frozen meter tells nothing
     ("other_w", "f8"),  # short average of what the meter reads beside the GPUs
     ("other_top_w", "f8"),  # its upper quantile; 0 before the first
+    ("good_s", "f8"),  # of readings that can be believed, since high_w began
+    ("high_w", "f8"),  # highest other_w since then
+    ("high_before_w", "f8"),  # highest of the day of readings before; 0 before the first day is full
+    ("spare_w", "i8"),  # not charged of the declared bounds, because a day of readings stayed below
     ("own_excess_w", "i8"),  # charged above the declared bounds because of its own meter
     ("excess_w", "i8"),  # the same with what the meters below it say
     ("excursion_w", "i8"),  # taken back because the meter read above the limit although the caps fit

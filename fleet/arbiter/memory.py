@@ -1,8 +1,8 @@
 """What of the arbiter's state outlives the service: drains, the cordon breaker, and what meters have shown.
 
 Caps, acknowledgements and stages do not: a service that starts counts every node at its maximum until it is heard.
-What is kept here can only be restrictive: a breaker that tripped, drains that count for their window, watts that were
-taken back or are charged above declared bounds, and a window that was overdrawn.
+What is kept here is restrictive (a breaker that tripped, drains that count for their window, watts that were taken back
+or are charged above declared bounds, a window that was overdrawn), or took a day to learn (`meters.spare_of`).
 """
 
 import json
@@ -14,6 +14,9 @@ from ..topology import Fleet
 from .state import ArbiterState
 
 DOMAIN_FIELDS = (
+    "good_s",
+    "high_w",
+    "high_before_w",
     "other_w",
     "other_top_w",
     "own_excess_w",

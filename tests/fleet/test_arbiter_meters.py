@@ -1,5 +1,7 @@
 """Meters: what they take back, what they charge, and that they never loosen anything."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -261,3 +263,42 @@ def test_a_take_back_exhausts_the_least_important_service_first(world, over_w, b
     assert is_exhausted[lesser].all() or not gives[greater].any()
     total_w = caps[True].sum() + 8 * 1000
     assert total_w <= fleet.domains[0].peak_w - min(excursion_w, fleet.domains[0].peak_w - 8000 - floor_w.sum())
+
+
+def run_hours(world, site, hours, lie, step_s=10.0):
+    """Hours of steady operation in steps of ten seconds; the largest spare watts on the way."""
+    sn, fleet, most = site.snapshot, site.fleet, 0
+    static, rng, bids = fleet.domain_static, site.rng, Bids.neutral(1, fleet.pools, len(fleet.nodes))
+    sn.domain["meter_age_s"][0] = 0.0
+    for _ in range(int(hours * 3600 / step_s)):
+        sn.time_s[:] += step_s
+        sn.node["power_w"] = sn.node["cap_w"]
+        caps_w = sn.node["cap_w"][0]
+        gpu_w = [caps_w[int(r["node_start"]) : int(r["node_end"])].sum() for r in static]
+        declared_w = static["non_gpu_max_w"] + static["unmanaged_w"]
+        sn.domain["meter_w"][0] = gpu_w + lie * declared_w + rng.uniform(-1, 1, len(static))
+        site.state, site.plan = settle(fleet, site.state, sn, bids)
+        sn.node["cap_w"], sn.node["ack_seq"] = site.plan.node["cap_w"], site.plan.node["seq"]
+        most = max(most, int(site.state.domain["spare_w"].max()))
+    return most
+
+
+def test_meters_loosen_only_after_a_day_and_only_where_the_site_says_so(world):
+    """FIELD.md section 5's watts are never above the site file's without a full day of readings that vouch for it."""
+    site = Site(world)
+    assert run_hours(world, site, 0.5, 0.6) == 0
+    site.fleet = replace(site.fleet, meters_loosen=True)
+    before = site.plan.node["cap_w"][0].sum()
+    assert run_hours(world, site, 23.4, 0.6) == 0
+    assert run_hours(world, site, 1.0, 0.6) > 0
+    declared_w = int(site.fleet.domain_static["non_gpu_max_w"][0] + site.fleet.domain_static["unmanaged_w"][0])
+    spare_w, charged_w = int(site.state.domain["spare_w"][0, 0]), site.plan.node["cap_w"][0].sum()
+    assert charged_w > before, "caps may have what the bounds do not need"
+    assert 0 < spare_w <= 0.4 * declared_w
+    assert charged_w + declared_w - spare_w <= site.fleet.domains[0].peak_w
+    # a meter that falls silent vouches for nothing any more
+    sn = site.snapshot
+    sn.time_s[:] += 1.0
+    sn.domain["meter_w"] = np.nan
+    site.state, site.plan = settle(site.fleet, site.state, sn, Bids.neutral(1, site.fleet.pools, len(site.fleet.nodes)))
+    assert site.plan.node["cap_w"][0].sum() + declared_w <= site.fleet.domains[0].peak_w
