@@ -12,10 +12,12 @@ import math
 import os
 import select
 from collections.abc import Mapping
+from pathlib import Path
 
 from . import nvml
 from .errors import GpuError, GpuLost
 from .lease import boottime_s
+from .stages import PARKED, write_command
 from .watchdog import LAST_WORDS_S, LOOK_AGAIN_S, MAX_MESSAGE_BYTES, Inbox, Watchdog, fork_watchdog
 
 _log = logging.getLogger("flyball.guardian")
@@ -24,13 +26,16 @@ _log = logging.getLogger("flyball.guardian")
 class Guardian(Watchdog):
     """The agent's end: tells the guardian what to do if the agent falls silent."""
 
-    def hold(self, deadline_s: float, fallback_w: Mapping[str, int]) -> None:
+    def hold(self, deadline_s: float, fallback_w: Mapping[str, int], park_file: Path | None = None) -> None:
         """Hand over a deadline on `boottime_s` and each GPU's fallback, before the caps that go with them.
+
+        `park_file` is the stage command file of a node that parks at the deadline.
 
         Raises:
             WatchdogGone: if the guardian died.
         """
-        self.tell({"deadline_s": deadline_s, "fallback_w": dict(fallback_w)})
+        park = None if park_file is None else str(park_file)
+        self.tell({"deadline_s": deadline_s, "fallback_w": dict(fallback_w), "park": park})
 
 
 def start_guardian(hang_limit_s: float) -> Guardian:
@@ -55,6 +60,7 @@ class _Watch:
         self.pipe, self.gpus, self.hang_limit_s = pipe, gpus, hang_limit_s
         self.fallback_w: dict[str, int] = {}
         self.deadline_s = math.inf
+        self.park_file: Path | None = None
         self.heard_s = boottime_s()
         self.has_fallen = False
         self._inbox = Inbox()
@@ -81,6 +87,7 @@ class _Watch:
             if message.get("release"):
                 return True
             self.deadline_s, self.fallback_w = message["deadline_s"], message["fallback_w"]
+            self.park_file = Path(message["park"]) if message["park"] else None
         return False
 
     def _look(self, now_s: float) -> None:
@@ -96,12 +103,24 @@ class _Watch:
             _log.warning("%s: going to the fallback", reason)
         self.has_fallen = True
         self._fall_back()
+        self._park(now_s)
 
     def _bury(self) -> None:
         _log.warning("the agent died: going to the fallback")
         until_s = boottime_s() + LAST_WORDS_S
         while not self._fall_back() and boottime_s() < until_s:
             select.select([], [], [], LOOK_AGAIN_S)
+        while not self._park(boottime_s()) and boottime_s() < max(until_s, self.deadline_s + LAST_WORDS_S):
+            select.select([], [], [], LOOK_AGAIN_S)
+
+    def _park(self, now_s: float) -> bool:
+        """Command parking once the lease has expired: a hanging agent alone unloads no model; whether it is done."""
+        if self.park_file is None:
+            return True
+        if now_s < self.deadline_s or not write_command(self.park_file, {"stage": PARKED}):
+            return False
+        self.park_file = None
+        return True
 
     def _fall_back(self) -> bool:
         """Lower every cap to its fallback, never raise one; whether nothing is left to try."""

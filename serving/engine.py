@@ -11,11 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from ..fleet.arbiter import ArbiterState, initial_state, settle
+from ..fleet.arbiter.memory import with_memory
 from ..fleet.arbiter.overrides import with_orders, without_excluded
 from ..fleet.arbiter.prices import priced
 from ..fleet.observe import observe
@@ -127,7 +128,9 @@ class Engine:
         record = {**site_record(fleet), "policy": policy_record(policy)}
         self.epoch = store.begin_epoch(self.started_s, self.mode, policy.name, fleet.hash, record)
         self.telemetry = Telemetry(fleet, self.epoch)
-        self._state = initial_state(fleet, 1, self.started_s, self.epoch)
+        # the incumbent's meters said nothing of this service's plans in advise and shadow mode
+        memory = store.memory() if self.mode is Mode.ENFORCE else {}
+        self._state = with_memory(fleet, initial_state(fleet, 1, self.started_s, self.epoch), memory)
         self._decision: Decision | None = None
         self._is_breaker_reset_due = False
         self._pending: deque[Note] = deque()
@@ -135,7 +138,7 @@ class Engine:
         self._budget = BudgetBook(store, self.say, self.started_s)
         self.notes: deque[Note] = deque(maxlen=NOTES_KEPT)
         self._note_taker = NoteTaker(fleet)
-        self._ledger = Ledger(fleet, store, self.epoch, retention_s, self.started_s)
+        self._ledger = Ledger(fleet, store, self.epoch, retention_s, self.started_s, memory)
         self._view: View | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -295,8 +298,14 @@ class Engine:
             return Reply(None, report.stage, 1.0, False, False, now_s)
         row = view.plan.node[0][i]
         self.counters.leases_issued += 1
+        lease = self._ledger.leases[self.fleet.nodes[i].name]
+        # a lease dies a ttl after its plan, not after it was handed out: else a service that hangs, and hands out an
+        # old plan until the grace is over, would keep caps up for longer than one that dies
+        left_s = lease.ttl_s - (now_s - view.time_s)
+        if left_s <= 0.0:
+            raise NoPlan("the last plan's leases have run out; the next tick renews them")
         return Reply(
-            self._ledger.leases[self.fleet.nodes[i].name],
+            replace(lease, ttl_s=left_s),
             int(row["stage"]),
             float(row["clock_frac"]),
             bool(view.cordoned[i]),

@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from ..fleet.arbiter.memory import is_urgent, memory_of, packed
 from ..fleet.topology import Fleet
 from .audit import AuditTrail, Note
 from .store import AckRow, Fenced, LeaseRow, Store, TickRecord
@@ -15,6 +17,8 @@ from .view import View, audit_prices, audit_rows
 log = logging.getLogger(__name__)
 
 PRUNE_EVERY_S = 3600.0
+MEMORY_EVERY_S = 60.0
+"""How often averages that meters feed are kept for a restart; drains, the breaker and take-backs are kept at once."""
 
 
 class Ledger:
@@ -26,13 +30,17 @@ class Ledger:
         epoch: Of the service.
         retention_s: How long ticks and shadow rows are kept.
         started_s: Time of the start.
+        memory: What an earlier service left for this one to remember.
     """
 
-    def __init__(self, fleet: Fleet, store: Store, epoch: int, retention_s: float, started_s: float) -> None:
+    def __init__(
+        self, fleet: Fleet, store: Store, epoch: int, retention_s: float, started_s: float, memory: dict[str, Any]
+    ) -> None:
         self._fleet, self._store, self._epoch, self._retention_s = fleet, store, epoch, retention_s
         self._trail = AuditTrail()
         self._acks: dict[str, AckRow] = {}
-        self._pruned_s = started_s
+        self._pruned_s = self._memory_s = started_s
+        self._memory = memory
         self.leases: dict[str, LeaseRow] = {}
         self.fence = ""
         self.failed_commits = 0
@@ -61,12 +69,16 @@ class Ledger:
         shed_level = int(view.plan.fleet["shed_level"][0])
         delta, is_keyframe = self._trail.encode(view.time_s, node, domain, shed_level, notes, audit_prices(view))
         leases, acks = self._new_leases(view) if is_commanded else (), self._new_acks(telemetry, view.time_s)
+        memory = self._new_memory(view) if is_commanded else None
         record = TickRecord(
-            self._epoch, view.tick, view.time_s, is_keyframe, delta, leases, acks, shadow, self._fleet.hash
-        )
+            self._epoch, view.tick, view.time_s, is_keyframe, delta, leases, acks, shadow, self._fleet.hash,
+            packed(memory) if memory else None,
+        )  # fmt: skip
         try:
             self._store.commit(record)
             self._acks.update((a.node, a) for a in acks)
+            if memory:
+                self._memory, self._memory_s = memory, view.time_s
             if view.time_s - self._pruned_s > PRUNE_EVERY_S:
                 self._pruned_s = view.time_s
                 self._store.prune(view.time_s - self._retention_s)
@@ -79,6 +91,12 @@ class Ledger:
             self._trail = AuditTrail()
             log.exception("the store failed; the plan is issued all the same")
         self.leases = {**self.leases, **{lease.node: lease for lease in leases}}
+
+    def _new_memory(self, view: View) -> dict[str, Any] | None:
+        """What a restart must not forget, when it changed: at once if it is about safety, else now and then."""
+        memory = memory_of(self._fleet, view.state)
+        is_due = view.time_s - self._memory_s >= MEMORY_EVERY_S
+        return memory if memory != self._memory and (is_due or is_urgent(memory, self._memory)) else None
 
     def _new_leases(self, view: View) -> tuple[LeaseRow, ...]:
         ttl_s, out = self._fleet.timing.lease_ttl_s, []

@@ -46,8 +46,11 @@ def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl
         st.unacked_s += hold_step_s
     elif st.unacked_s <= lease_ttl_s or sn.cap_w <= st.cap_cmd_w:
         st.unacked_s = 0.0
-    if sn.ack_seq >= st.seq:
-        st.fallback_possible_w = st.fallback_w
+    if has_answered:
+        held_w = max(st.fallback_w, st.since_fallback_w)
+        if sn.ack_seq == st.wait_seq:
+            held_w = max(held_w, st.wait_fallback_w)
+        st.fallback_possible_w = st.fallback_w if sn.ack_seq >= st.seq else held_w
     if sn.cap_w == UNKNOWN_W:  # an inconclusive read changes nothing
         return
     if sn.cap_w > st.cap_possible_w:  # rebooted, or another writer
@@ -63,6 +66,8 @@ def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl
         st.wait_seq = st.seq
         st.wait_w = st.cap_cmd_w
         st.since_w = 0
+        st.wait_fallback_w = st.fallback_w
+        st.since_fallback_w = 0
         if possible_w < st.cap_possible_w:
             if firmware_lag_s > 0.0:
                 st.settling_w = possible_w
@@ -82,4 +87,5 @@ def command_cap(st, cap_w, fallback_w, is_changed):
     st.fallback_w = fallback_w
     st.cap_possible_w = max(st.cap_possible_w, cap_w)
     st.fallback_possible_w = max(st.fallback_possible_w, fallback_w)
+    st.since_fallback_w = max(st.since_fallback_w, fallback_w if is_new else st.since_fallback_w)
     st.settling_w = max(st.settling_w, cap_w if st.hold_s > 0.0 else st.settling_w)

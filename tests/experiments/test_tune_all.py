@@ -19,7 +19,7 @@ def test_every_pair_is_tuned_once():
 
 def test_a_mixture_is_tuned_relative_to_a_reference_and_no_scenario_outweighs_another():
     """The reference scores one on a mixture whatever its scenarios' goodputs, and a mixture's budget is its parts'."""
-    found = list(tune_all(("uniform",), (("small", "steady"),), 0.1, 1))[0]
+    found = next(tune_all(("uniform",), (("small", "steady"),), 0.1, 1))
     assert (found.family, found.scenario) == (registry.MIXTURE, "small, steady")
     assert found.score == found.default_score == 1.0
 
