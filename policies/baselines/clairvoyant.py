@@ -20,8 +20,8 @@ class Clairvoyant(Rollout):
     Tokens in flight count for nothing where a roll ends with the episode: they will never be served.
     """
 
-    horizon_s: float = 900.0
-    hold_s: float = 20.0
+    horizon_s: float = 1800.0
+    hold_s: float = 30.0
     sweep_s: float = 240.0
     screen_s: float = 120.0
     rounds: float = 2

@@ -32,8 +32,9 @@ FAST_S, SLOW_S = 10.0, 90.0
 FINALISTS = 2
 """Perturbed plans of a round that are rolled to the horizon."""
 
-LARGEST_ROLL = 512
-"""Copies that are rolled at once: what they hold stays below some 200 MB on 16 nodes."""
+LARGEST_ROLL = 650_000
+"""Copies x control intervals x domains that are rolled at once: limits per tick are most of what a copy holds, so
+that this is some 150 MB: 512 copies of a quarter of an hour of 16 nodes under 7 domains."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,18 @@ class Rollout:
     fleet: Fleet
     members: tuple[Policy, ...]
     simulator: Simulator
-    horizon_s: float = 120.0
+    horizon_s: float = 60.0
     hold_s: float = 10.0
     sweep_s: float = 60.0
     shortlist: float = 4
-    futures: float = 3
+    futures: float = 2
     screen_s: float = 60.0
     rounds: float = 1
     watts_step: float = 0.15
     nodes_step: float = 0.4
     noise: float = 0.5
     terminal: float = 1.0
-    margin: float = 0.001
+    margin: float = 0.01
     name: str = "rollout"
 
     def start(self, batch):
@@ -214,8 +215,8 @@ class _Scorer:
         """Scores of plans over no more than some control intervals, shape (R, C)."""
         rows, count = plans.left.shape
         each = 1 if self._futures is None else self._futures.shape[1]
-        some = max(LARGEST_ROLL // (count * each), 1)
         steps = min(steps, self._steps)
+        some = max(LARGEST_ROLL // (count * each * steps * len(self._planner.fleet.domains)), 1)
         parts = [self._roll(slice(at, at + some), plans[at : at + some], steps) for at in range(0, rows, some)]
         return np.concatenate(parts)
 
