@@ -20,7 +20,7 @@ from ...fleet.topology import Fleet
 from ..base import Policy, Simulator
 from ..work import WORK, follow_work, no_work
 from .futures import HISTORY, remember, sample_futures
-from .plans import FOREVER, Plans, around, join, perturb, single_moves, stand_in
+from .plans import FIELDS, FOREVER, Plans, around, join, perturb, single_moves, stand_in
 from .portfolio import Portfolio
 
 SPOILT_WEIGHT = 0.3
@@ -179,7 +179,7 @@ class _Parts:
 
     def __init__(self, planner: Rollout, memory: np.ndarray):
         services, pools = len(planner.fleet.services), planner.fleet.pools
-        sizes = (planner._portfolio.size, services * WORK, services * HISTORY, 3 + 2 * pools, 2, len(planner.members))
+        sizes = (planner._portfolio.size, services * WORK, services * HISTORY, 3 + 4 * pools, 2, len(planner.members))
         ends = np.cumsum(sizes)[:-1]
         members, work, heard, plan, waits, scores = (np.array(p) for p in np.split(memory, ends, axis=-1))
         self.members = members
@@ -190,7 +190,7 @@ class _Parts:
 
     def put_plan(self, rows: np.ndarray, plan: Plans) -> None:
         """Write the plans of some rows."""
-        for name in ("first", "then", "left", "held"):
+        for name in FIELDS:
             array = getattr(self.plan, name).copy()
             array[rows] = getattr(plan, name)
             object.__setattr__(self.plan, name, array)
