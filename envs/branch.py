@@ -1,18 +1,22 @@
 """Copies of a running plant, rolled forward under other bids: what a planning policy thinks with.
 
-Implements `policies.base.Simulator`. A roll is a small plant of its own whose rows start as one environment stands:
-the plant that is being judged never moves.
+Implements `policies.base.Simulator`. A roll is a small plant of its own whose rows start as environments stand: the
+plant that is being judged never moves.
 """
 
+import copy
 from functools import cached_property
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from ..fleet.bids import Bids
 from ..fleet.errors import BadInput
+from ..fleet.observe import Observation, observe
 from ..fleet.snapshot import Snapshot
 from ..fleet.tables import NEVER_S
-from .plant import Plant
+from .plant import EPISODE, EVOLVING, Plant
 from .scenario import Scenario
 from .serving_dynamics import ITL_SPREAD
 
@@ -27,88 +31,105 @@ _NEVER_TICK = 2**62
 """An event that starts then does not happen."""
 
 
+class Outcome(NamedTuple):
+    """What became of copies, shape (copies,) each; implements `policies.base.Outcome`."""
+
+    good_tok: np.ndarray
+    spoilt_tok: np.ndarray
+    flight_tok: np.ndarray
+    judged_tok: np.ndarray
+    is_over: np.ndarray
+
+
 class Roll:
-    """One environment, several times over, ahead of time.
+    """Some environments, several times over, ahead of time: copies of one row stand beside each other.
 
     Attributes:
-        steps: Control intervals that it can be stepped, fewer at the end of an episode.
+        steps: Control intervals that it can be stepped.
 
     Args:
-        scenario: The plant's.
-        plant: What is copied later.
-        copies: How many.
-        ticks: How far ahead.
+        plant: Rows that become the copies.
+        source: The plant that is copied.
+        envs: Its environments, which have equally many ticks left.
+        copies: How many of each.
+        steps: Control intervals ahead, fewer at the end of an episode.
     """
 
-    def __init__(self, scenario: Scenario, plant: Plant, copies: int, ticks: int):
-        self._plant = Plant(scenario, plant.fleet, copies, plant.substeps)
-        self._ahead, self._ticks = slice(0, 0), ticks
-        self.steps = 0
+    def __init__(self, plant: Plant, source: Plant, envs: np.ndarray, copies: int, steps: int):
+        self._plant, self._copies = plant, copies
+        self.steps = min(steps, int(source.ticks_left[envs].min()) // source.control_ticks)
+        self._is_over = np.repeat(source.ticks_left[envs] // source.control_ticks <= self.steps, copies)
+        self._ahead = []
+        ticks = self.steps * source.control_ticks
+        for i, env in enumerate(envs):
+            mine, now = self._block(i), int(source.tick[env])
+            ahead = slice(now, now + ticks + 1)  # limits are known for the end of the last tick too
+            self._ahead.append(ahead)
+            for name in TABLES:
+                getattr(plant, name)[mine] = getattr(source, name)[env]
+            for name in SERIES:
+                getattr(plant, name)[mine, ahead] = getattr(source, name)[env, ahead]
+            for tables in ("state", "snapshot", "plan"):
+                theirs, ours = getattr(source, tables), getattr(plant, tables)
+                for name, array in vars(ours).items():
+                    array[mine] = getattr(theirs, name)[env]
+        self._before = self._books()
+
+    def _block(self, i: int) -> slice:
+        """Copies of the environment at place i."""
+        return slice(i * self._copies, (i + 1) * self._copies)
 
     @property
     def snapshot(self) -> Snapshot:
         """What is known now in every copy."""
         return self._plant.snapshot
 
+    @property
+    def observation(self) -> Observation:
+        """The features of what is known now, node features left out."""
+        return observe(self._plant.fleet, self._plant.state, self._plant.snapshot, nodes=False)
+
     def step(self, bids: Bids) -> None:
         """Advance every copy by one control interval."""
         self._plant.step(bids)
-
-    def start(self, plant: Plant, env: int) -> None:
-        """Become copies of one environment of `plant`, its future included."""
-        mine, now = self._plant, int(plant.tick[env])
-        end = min(now + self._ticks, plant.ticks)
-        self.steps = (end - now) // plant.control_ticks
-        self._ahead = slice(now, end + 1)  # limits are known for the end of the last tick too
-        for name in TABLES:
-            getattr(mine, name)[:] = getattr(plant, name)[env]
-        for name in SERIES:
-            getattr(mine, name)[:, self._ahead] = getattr(plant, name)[env, self._ahead]
-        for tables in ("state", "snapshot", "plan"):
-            source, target = getattr(plant, tables), getattr(mine, tables)
-            for name, array in vars(target).items():
-                array[:] = getattr(source, name)[env]
-        self._served_tok, self._spoilt_tok = self._books()
 
     def guess(self, future: np.ndarray, nominal: dict[str, float]) -> None:
         """Replace what nobody can know: the load to come, true parameters, faults, and changes not announced.
 
         Args:
-            future: Requests, mean prompt and output tokens of each tick's arrivals, shape (copies, ticks, S, 3).
+            future: Requests, mean prompt and output tokens of each tick's arrivals, shape (rows, ticks, S, 3).
             nominal: Parameters by name.
         """
-        mine, ahead = self._plant, self._ahead
-        for i, name in enumerate(("arrivals", "prompt_tok", "output_tok")):
-            window = getattr(mine, name)[:, ahead]
-            window[:, : future.shape[1]] = future[:, : window.shape[1], :, i]
+        plant = self._plant
         for name, value in nominal.items():
-            mine.params[name] = value
-        mine.params["fault_scale"] = 0.0
-        starts = mine.params["event_start"]
-        mine.params["event_start"] = np.where(starts > ahead.start, _NEVER_TICK, starts)
-        domain = mine.snapshot.domain[0]
-        ticks = np.arange(ahead.stop - ahead.start)
-        in_s = domain["next_in_s"][None] - mine.fleet.timing.tick_s * ticks[:, None]
-        limit_w = np.where(in_s > 0, domain["limit_w"], domain["next_limit_w"])
-        mine.limits[:, ahead] = limit_w[None, ..., None]
-        told = mine.told[:, ahead]
-        told[..., 0], told[..., 1] = limit_w, domain["next_limit_w"]
-        told[..., 2] = np.where(in_s > 0, in_s, NEVER_S)
+            plant.params[name] = value
+        plant.params["fault_scale"] = 0.0
+        for i, ahead in enumerate(self._ahead):
+            mine = self._block(i)
+            for column, name in enumerate(("arrivals", "prompt_tok", "output_tok")):
+                window = getattr(plant, name)[mine, ahead]
+                window[:, : future.shape[1]] = future[mine, : window.shape[1], :, column]
+            starts = plant.params["event_start"][mine]
+            plant.params["event_start"][mine] = np.where(starts > ahead.start, _NEVER_TICK, starts)
+            domain = plant.snapshot.domain[mine.start]
+            ticks = np.arange(ahead.stop - ahead.start)
+            in_s = domain["next_in_s"][None] - plant.fleet.timing.tick_s * ticks[:, None]
+            limit_w = np.where(in_s > 0, domain["limit_w"], domain["next_limit_w"])
+            plant.limits[mine, ahead] = limit_w[None, ..., None]
+            told = plant.told[mine, ahead]
+            told[..., 0], told[..., 1] = limit_w, domain["next_limit_w"]
+            told[..., 2] = np.where(in_s > 0, in_s, NEVER_S)
 
-    def _books(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens served in time, and tokens late, rejected or lost, since reset; shape (copies,) each."""
+    def _books(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens in time, tokens late, rejected or lost, and tokens in time that count, since reset; (rows,) each."""
         s = self._plant.service
         late = s["late_tok"].sum(-1)
-        return s["served_tok"].sum(-1) - late, late + (s["rejected_tok"] + s["lost_tok"]).sum(-1)
+        spoilt = late + (s["rejected_tok"] + s["lost_tok"]).sum(-1)
+        return s["served_tok"].sum(-1) - late, spoilt, self._plant.totals["good_tok"].copy()
 
-    def score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What became of the copies since they started, shape (copies,) each.
-
-        Returns:
-            Tokens served in time; tokens late, rejected or lost; tokens in flight, each weighted by the chance that
-            its request still meets both targets.
-        """
-        served_tok, spoilt_tok = self._books()
+    def outcome(self) -> Outcome:
+        """What became of the copies since they started."""
+        good, spoilt, judged = (now - then for now, then in zip(self._books(), self._before, strict=True))
         s = self._plant.service
         target_s = self._plant.fleet.service_static["itl_s"]
         margin = np.log(target_s / np.maximum(s["itl_request_s"], 1e-6)) / ITL_SPREAD
@@ -117,7 +138,7 @@ class Roll:
         for store, requests in (("queue", "queue_req"), ("ready", "ready_req"), ("active", "active")):
             ok = s[f"{store}_ok"] / np.maximum(s[requests], 1e-9)
             flight_tok += (s[f"{store}_tok"] + s[f"{store}_out_tok"]) * np.minimum(ok, 1.0) * in_time
-        return served_tok - self._served_tok, spoilt_tok - self._spoilt_tok, flight_tok.sum(-1)
+        return Outcome(good, spoilt, flight_tok.sum(-1), judged, self._is_over)
 
 
 class PlantSimulator:
@@ -131,11 +152,11 @@ class PlantSimulator:
         self.scenario = scenario
         self._plant: Plant | None = None
         self._envs: np.ndarray | None = None
-        self._rolls: dict[tuple[int, int], Roll] = {}
+        self._room: Plant | None = None
 
     def follow(self, plant: Plant) -> None:
         """Think about this plant from now on; whoever steps it calls this."""
-        self._plant, self._envs, self._rolls = plant, None, {}
+        self._plant, self._envs, self._room = plant, None, None
 
     def look_at(self, envs: np.ndarray | None) -> None:
         """Rows of the next snapshot are these environments; None for all."""
@@ -146,20 +167,46 @@ class PlantSimulator:
         """The middle of the scenario's ranges."""
         return {name: 0.5 * (low + high) for name, (low, high) in self.scenario.plant.items()}
 
-    def branch(self, row: int, copies: int, steps: int, future: np.ndarray | None = None) -> Roll:
-        """Copies of the environment in a row of the snapshot; see `policies.base.Simulator`.
+    def _followed(self) -> Plant:
+        if self._plant is None:
+            raise BadInput("this policy thinks with copies of the simulated plant; use it with simulate or evaluate")
+        return self._plant
+
+    def _of(self, rows: np.ndarray) -> np.ndarray:
+        """Environments in rows of the snapshot."""
+        return np.asarray(rows) if self._envs is None else np.asarray(self._envs)[rows]
+
+    def steps_left(self, rows: np.ndarray) -> np.ndarray:
+        """Control intervals left in the episodes of rows of the snapshot; see `policies.base.Simulator`."""
+        plant = self._followed()
+        return plant.ticks_left[self._of(rows)] // plant.control_ticks
+
+    def branch(self, rows: np.ndarray, copies: int, steps: int, future: np.ndarray | None = None) -> Roll:
+        """Copies of the environments in rows of the snapshot; see `policies.base.Simulator`.
+
+        The roll before it ends: there is room for one.
 
         Raises:
             BadInput: if no plant is followed: outside the simulator there is nothing to copy.
         """
-        plant = self._plant
-        if plant is None:
-            raise BadInput("this policy thinks with copies of the simulated plant; use it with simulate or evaluate")
-        key = (copies, steps * plant.control_ticks)
-        if key not in self._rolls:
-            self._rolls[key] = Roll(self.scenario, plant, *key)
-        roll = self._rolls[key]
-        roll.start(plant, row if self._envs is None else int(self._envs[row]))
+        plant = self._followed()
+        count = len(rows) * copies
+        if self._room is None or self._room.batch < count:
+            self._room = Plant(self.scenario, plant.fleet, count, plant.substeps)
+        roll = Roll(_first(self._room, count), plant, self._of(rows), copies, steps)
         if future is not None:
             roll.guess(future, self.nominal)
         return roll
+
+
+def _first(plant: Plant, count: int) -> Plant:
+    """The first environments of a plant as a plant of their own: views of its arrays."""
+    out = copy.copy(plant)
+    out.batch = count
+    for tables in ("state", "snapshot", "plan"):
+        setattr(out, tables, copy.copy(getattr(plant, tables)))
+    for name in EPISODE + EVOLVING:
+        owner, _, field = name.rpartition(".")
+        object.__setattr__(getattr(out, owner) if owner else out, field, attrgetter(name)(plant)[:count])
+    object.__setattr__(out.snapshot, "time_s", out.time_s)
+    return out

@@ -123,9 +123,10 @@ def fingerprint(name: str, scenario: Scenario, ablation: str | None = None, fold
         path = registry.champion_path() if name == "champion" else Path(name)
         return [_digest(path.read_bytes()), ablation]
     table = registry.tuned()["baselines"]
-    # planners perturb the greedy, whose constants decide too
-    bases = [name, "greedy"] if name in registry.NEEDS_SIMULATOR else [name]
-    return [[base, table.get(base, {}).get(scenario.family, {}).get("params", {})] for base in bases]
+    own = [name, table.get(name, {}).get(scenario.family, {}).get("params", {})]
+    # planners choose from a portfolio, whose constants decide too
+    members = registry.portfolio(name, scenario) if name in registry.NEEDS_SIMULATOR else ()
+    return [own, *([member, params] for member, params in members)]
 
 
 def trained_on(contender: Contender, scenario: Scenario) -> list[str] | None:

@@ -84,8 +84,32 @@ class Model(Protocol):
         """
 
 
+class Outcome(Protocol):
+    """What became of copies of environments since they started, shape (copies,) each."""
+
+    @property
+    def good_tok(self) -> np.ndarray:
+        """Tokens served in time."""
+
+    @property
+    def spoilt_tok(self) -> np.ndarray:
+        """Tokens late, rejected or lost."""
+
+    @property
+    def flight_tok(self) -> np.ndarray:
+        """Tokens in flight, each weighted by the chance that its request still meets both targets."""
+
+    @property
+    def judged_tok(self) -> np.ndarray:
+        """Tokens served in time that count for the episode's figures: those after its warm-up."""
+
+    @property
+    def is_over(self) -> np.ndarray:
+        """Whether the copy stands at the end of its episode."""
+
+
 class Roll(Protocol):
-    """Copies of one environment, ahead of time; `steps` is how often they can be stepped."""
+    """Copies of environments, ahead of time; `steps` is how often they can be stepped."""
 
     steps: int
 
@@ -93,29 +117,38 @@ class Roll(Protocol):
     def snapshot(self) -> Snapshot:
         """What is known now in every copy."""
 
+    @property
+    def observation(self) -> Observation:
+        """The features of what is known now, node features left out."""
+
     def step(self, bids: Bids) -> None:
         """Advance every copy by one control interval."""
 
-    def score(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What became of the copies so far, shape (copies,) each.
-
-        Returns:
-            Tokens served in time; tokens late, rejected or lost; tokens in flight, each weighted by the chance that
-            its request still meets both targets.
-        """
+    def outcome(self) -> Outcome:
+        """What became of the copies so far."""
 
 
 class Simulator(Protocol):
-    """What a policy that plans by simulation needs; the plant implements it (`envs.branch.PlantSimulator`)."""
+    """What a policy that plans by simulation needs; the plant implements it (`envs.branch.PlantSimulator`).
 
-    def branch(self, row: int, copies: int, steps: int, future: np.ndarray | None = None) -> Roll:
-        """Copies of the environment that stands in a row of the snapshot last bid on.
+    Rows are those of the snapshot last bid on.
+    """
+
+    def steps_left(self, rows: np.ndarray) -> np.ndarray:
+        """Control intervals left in the episodes of some rows, shape (R,).
+
+        Raises:
+            BadInput: outside the simulator.
+        """
+
+    def branch(self, rows: np.ndarray, copies: int, steps: int, future: np.ndarray | None = None) -> Roll:
+        """Copies of the environments that stand in some rows; a roll made before is no longer used.
 
         Args:
-            row: Row of the snapshot.
-            copies: How many.
+            rows: Rows with equally many control intervals left, shape (R,).
+            copies: How many of each, beside each other.
             steps: Control intervals that they will be stepped at most.
-            future: Requests, mean prompt and output tokens of each tick's arrivals, shape (copies, ticks, S, 3);
+            future: Requests, mean prompt and output tokens of each tick's arrivals, shape (R * copies, ticks, S, 3);
                 then nominal parameters, no faults and announced changes alone are assumed too. None is the true
                 future.
 

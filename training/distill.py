@@ -22,6 +22,9 @@ from .session import Session
 SCALES = (0.0, 0.25, 0.5, 1.0)
 """How much of the regressed residual the search may start from; 0 is the base."""
 
+LABEL_HORIZON_S = 150.0
+"""How far ahead the planner looks for a label: beyond a role move and the backlog that it leaves."""
+
 LABEL_SEED = 31
 """Second word of the seed of labelling; the search's is another."""
 
@@ -87,7 +90,6 @@ def label(
     config = session.config
     core = session.core(scenario, config.label_windows)
     teacher, simulator = make_teacher(session, scenario, core)
-    watcher = replace(teacher, rounds=0)  # keeps the planner's memory where nothing is labelled
     point = np.concatenate([w.detach().numpy().ravel() for w in (network.pool_weights, network.fleet_weights)])[None]
     core.reset(rng.integers(2**31, size=core.batch))
     memory = teacher.start(core.batch)
@@ -95,9 +97,10 @@ def label(
     steps = core.plant.ticks // core.plant.control_ticks
     for step in range(steps):
         is_labelled = rng.random() * config.label_every < 1.0 and session.share() < config.label_share
-        asked = teacher if is_labelled else watcher
-        bids, memory = asked.bid(core.plant.snapshot, core.observation, memory)
-        if is_labelled:
+        if not is_labelled:
+            memory = teacher.watch(core.plant.snapshot, core.observation, memory)
+        else:
+            bids, memory = teacher.bid(core.plant.snapshot, core.observation, memory)
             seen = core.observation
             assert seen is not None
             channels = list(session.pool_channels)
@@ -118,14 +121,25 @@ def label(
 
 
 def make_teacher(session: Session, scenario: Scenario, core: Core):
-    """The planner around the student's own base where it can be, and its simulator, which counts its steps."""
+    """The planner, the student's own base first in its portfolio, and its simulator, which counts its steps.
+
+    It searches wherever it is asked, over the baselines that can run live: what is labelled is one decision, not an
+    episode of its own, and the student cannot follow constants of other families anyway.
+    """
     planner = registry.baseline(session.config.teacher, scenario)
     simulator = _Counting(planner.simulator)  # type: ignore[attr-defined]
     simulator.follow(core.plant)
     simulator.look_at(None)
-    changes: dict[str, Any] = {"simulator": simulator}
-    if session.base == planner.base.name:  # type: ignore[attr-defined]
-        changes["base"] = registry.baseline(session.base, scenario, session.params)
+    own = registry.baseline(session.base, scenario, session.params)
+    others = [registry.baseline(n, scenario, p) for n, p in registry.portfolio("rollout", scenario)]
+    control_s = scenario.fleet.timing.control_s
+    changes: dict[str, Any] = {
+        "simulator": simulator,
+        "members": (own, *(m for m in others if m.name != own.name)),
+        "horizon_s": min(planner.horizon_s, LABEL_HORIZON_S),  # type: ignore[attr-defined]
+        "hold_s": control_s,
+        "sweep_s": control_s,
+    }
     return replace(planner, **changes), simulator  # type: ignore[type-var]
 
 
@@ -138,9 +152,9 @@ class _Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._simulator, name)
 
-    def branch(self, row: int, copies: int, steps: int, future: np.ndarray | None = None):
-        roll = self._simulator.branch(row, copies, steps, future)
-        self._steps += copies * roll.steps
+    def branch(self, rows: np.ndarray, copies: int, steps: int, future: np.ndarray | None = None):
+        roll = self._simulator.branch(rows, copies, steps, future)
+        self._steps += len(rows) * copies * roll.steps
         return roll
 
     def taken_steps(self) -> int:

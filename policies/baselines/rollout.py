@@ -1,158 +1,238 @@
-"""Rollout: closed-loop model-predictive control around the greedy, with a terminal value.
+"""Rollout: closed-loop model-predictive control over a portfolio of complete policies, with a terminal value.
 
-At every decision the greedy's bids, and the same with a small perturbation held over the horizon, are rolled forward
-on copies of the plant over sampled futures; the greedy goes on deciding inside each copy. A future repeats what was
-heard lately, its level that of now and its noise resampled. Scores are tokens in time, less 0.3 of those spoilt, plus
-the tokens in flight at the end, each valued by the chance that its request still meets its targets: without that term
-even rollouts over the true future lose to a static table (RL.md lesson 6). State is taken from the plant itself, so
-that this is a comparator for the simulator; parameters, faults and unannounced changes are not.
+Every few decisions each member of a portfolio (the tuned baselines) is rolled forward in closed loop on copies of the
+plant over sampled futures, and so are small perturbations of the best plan, held for some time; the best plan is
+followed until the next search. Taking at every search whichever member would do best from here is parallel rollout
+(Chang, Givan and Chong, Discrete Event Dynamic Systems 14, 2004): where rolls are exact and reach the end it is never
+worse than the best member. A future repeats what was heard lately, its level that of now and its noise resampled.
+Scores are tokens in time, less 0.3 of those spoilt, plus the tokens in flight at the end, each valued by the chance
+that its request still meets its targets: without that term even rollouts over the true future lose to a static table
+(RL.md lesson 6). State is taken from the plant itself, so that this is a comparator for the simulator; parameters,
+faults and unannounced changes are not.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from ...fleet.bids import Bids
-from ...fleet.tables import DECODE, PREFILL, STAGES
 from ...fleet.topology import Fleet
 from ..base import Policy, Simulator
-from ..work import OUTPUT, PROMPT, REQUESTS, WORK
-
-HISTORY = 24
-"""Decisions that a future's noise is resampled from: two minutes at the default interval."""
+from ..work import WORK, follow_work, no_work
+from .futures import HISTORY, remember, sample_futures
+from .plans import FIELDS, FOREVER, Plans, around, join, perturb, single_moves, stand_in
+from .portfolio import Portfolio
 
 SPOILT_WEIGHT = 0.3
 """What a spoilt token costs, relative to a good one (RL.md, recipe)."""
 
-WATTS, NODES = 0, 1
-"""Columns of a perturbation, as of pool bids."""
+FAST_S, SLOW_S = 10.0, 90.0
+"""Averaging times of the work that futures repeat."""
+
+FINALISTS = 2
+"""Perturbed plans of a round that are rolled to the horizon."""
+
+LARGEST_ROLL = 650_000
+"""Copies x control intervals x domains that are rolled at once: limits per tick are most of what a copy holds, so
+that this is some 150 MB: 512 copies of a quarter of an hour of 16 nodes under 7 domains."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """The best of a few perturbed greedy plans over sampled futures.
+    """The best of a portfolio and of perturbations around it over sampled futures.
 
     Attributes:
-        base: The policy that is perturbed, whose memory starts with `work` averages per service.
+        members: The portfolio; the first is in charge until the first search.
         simulator: Makes copies of the plant.
-        horizon_s: How far ahead.
-        futures: Sampled futures per candidate.
-        rounds: Searches in a row, each around the best so far.
+        horizon_s: How far ahead; rolls end with the episode.
+        hold_s: Time between two searches.
+        sweep_s: Time between two searches that try every member; others try the best of the last sweep.
+        shortlist: How many those are.
+        futures: Sampled futures per plan.
+        screen_s: How far ahead perturbations are rolled first; the best of them are rolled as far as members.
+        rounds: Searches in a row around the best plan so far, the step halved after each.
         watts_step: Perturbation of watt bids.
-        nodes_step: Perturbation of node bids; 0 leaves nodes to the base.
+        nodes_step: Perturbation of node bids; 0 leaves nodes to the members.
         noise: How much of the noise heard lately is in the futures, as an exponent of its ratios.
         terminal: Value of a token in flight that will be in time, relative to one that was.
-        margin: Gain, as a share of the base's score, below which the base's own bids stand.
+        margin: Gain, as a share of its score, below which the plan in force stands.
     """
 
     fleet: Fleet
-    base: Policy
+    members: tuple[Policy, ...]
     simulator: Simulator
     horizon_s: float = 60.0
-    futures: int = 3
-    rounds: int = 1
+    hold_s: float = 10.0
+    sweep_s: float = 60.0
+    shortlist: float = 4
+    futures: float = 2
+    screen_s: float = 60.0
+    rounds: float = 1
     watts_step: float = 0.15
     nodes_step: float = 0.4
     noise: float = 0.5
     terminal: float = 1.0
-    margin: float = 0.001
+    margin: float = 0.01
     name: str = "rollout"
 
     def start(self, batch):
-        """The base's memory, then what was heard lately, newest first; shape (B, S * WORK + S * HISTORY)."""
+        """Members' memories, averages of work, what was heard lately, plan, waits and last scores; shape (B, M)."""
         services = len(self.fleet.services)
-        return np.concatenate(
-            [self.base.start(batch).reshape(batch, -1), np.full((batch, services * HISTORY), np.nan)], -1
-        )
+        plan = Plans.of(np.zeros(batch, np.int64), self.fleet.pools)
+        parts = (
+            self._portfolio.start(batch), no_work(batch, services).reshape(batch, -1),
+            np.full((batch, services * HISTORY), np.nan), plan.to_array(), np.zeros((batch, 2)),
+            np.zeros((batch, len(self.members))),
+        )  # fmt: skip
+        return np.concatenate(parts, -1)
 
     def bid(self, snapshot, observation, memory):
-        services, cut = len(self.fleet.services), len(self.fleet.services) * WORK
-        inner = np.ascontiguousarray(memory[:, :cut]).reshape(-1, services, WORK)
-        bids, after = self.base.bid(snapshot, observation, inner)
-        heard = memory[:, cut:].reshape(-1, services, HISTORY)
-        heard = np.concatenate([snapshot.service["arrival_rps"][..., None], heard[..., :-1]], -1)
-        for row in range(snapshot.batch):
-            future = self._futures(float(snapshot.time_s[row]), heard[row], after[row])
-            best = self._search(row, inner[row], future)
-            perturb(bids, best[None], slice(row, row + 1))
-        return bids, np.concatenate([after.reshape(len(after), -1), heard.reshape(len(heard), -1)], -1)
+        return self._decide(snapshot, observation, memory, is_searching=True)
 
-    def _search(self, row, inner, future):
-        """The perturbation, shape (P, 2), that scores best from here."""
-        best = np.zeros((self.fleet.pools, 2))
-        for _ in range(int(self.rounds)):
-            tried = best + perturbations(len(self.fleet.services), self.watts_step, self.nodes_step)
-            scores = self._scores(row, inner, tried, future)
-            top = int(scores.argmax())
-            if top == 0 or scores[top] - scores[0] <= self.margin * abs(scores[0]):
-                break
-            best = tried[top]
-        return best
+    def watch(self, snapshot, observation, memory):
+        """The memory after a decision that somebody else made."""
+        return self._decide(snapshot, observation, memory, is_searching=False)[1]
 
-    def _scores(self, row, inner, tried, future):
-        """Mean score of each perturbation, shape (K,)."""
-        each = 1 if future is None else len(future)
-        copies = len(tried) * each
-        held = np.repeat(tried, each, axis=0)
-        steps = max(round(self.horizon_s / self.fleet.timing.control_s), 1)
-        futures = None if future is None else np.tile(future, (len(tried), 1, 1, 1))
-        roll = self.simulator.branch(row, copies, steps, futures)
-        memory = np.repeat(inner[None], copies, axis=0)
+    @cached_property
+    def _portfolio(self) -> Portfolio:
+        return Portfolio(self.fleet, self.members)
+
+    def _decide(self, snapshot, observation, memory, is_searching):
+        parts = _Parts(self, memory)
+        parts.work = follow_work(snapshot, parts.work, self.fleet.timing.control_s, FAST_S, SLOW_S)
+        parts.heard = remember(parts.heard, snapshot.service["arrival_rps"])
+        if is_searching:
+            due = np.flatnonzero(parts.waits[:, 0] <= 0)
+            for rows, steps, is_sweep in self._groups(due, parts.waits[due, 1] <= 0):
+                self._search(snapshot, rows, steps, is_sweep, parts)
+            parts.waits[due, 0] = self._steps(self.hold_s)
+        bids = self._portfolio.bid(snapshot, observation, parts.members, parts.plan.in_charge)
+        perturb(bids, parts.plan.held_now)
+        parts.plan = parts.plan.after()
+        parts.waits -= 1
+        return bids, parts.joined()
+
+    def _steps(self, seconds: float) -> int:
+        return max(round(seconds / self.fleet.timing.control_s), 1)
+
+    def _groups(self, rows, is_sweep):
+        """Rows that can be searched together: how far they can be rolled, and whether every member is due."""
+        steps = np.minimum(self.simulator.steps_left(rows), self._steps(self.horizon_s))
+        for length in np.unique(steps[steps > 0]):
+            for every in (False, True):
+                here = (steps == length) & (is_sweep == every)
+                if here.any():
+                    yield rows[here], int(length), every
+
+    def _search(self, snapshot, rows, steps, is_sweep, parts):
+        """Replace the plans of some rows, who can be rolled `steps` ahead, by the best found."""
+        score = _Scorer(self, snapshot, rows, steps, parts)
+        order = np.argsort(-parts.scores[rows], axis=-1, kind="stable")
+        tried = np.sort(order) if is_sweep else order[:, : int(self.shortlist)]
+        plans = join(parts.plan[rows][:, None], Plans.of(tried, self.fleet.pools))
+        found = score(plans)
+        if is_sweep:
+            parts.scores[rows] = found[:, 1:]
+            parts.waits[rows, 1] = self._steps(self.sweep_s)
+            order = np.argsort(-found[:, 1:], axis=-1, kind="stable")
+        best, value = self._best(plans, found)
+        if self.rounds >= 1:
+            guests = order[:, : int(self.shortlist)]
+            plans = join(best[:, None], self._refine(score, best, guests))
+            best, value = self._best(plans, np.concatenate([value[:, None], score(plans[:, 1:])], -1))
+        parts.put_plan(rows, best)
+
+    def _refine(self, score, plan, guests):
+        """The most promising plans around one, shape (R, rounds * FINALISTS), by rolls of `screen_s`."""
+        hold, out, every = self._steps(self.hold_s), [], np.arange(len(guests))[:, None]
+        for round_ in range(int(self.rounds)):
+            moves = single_moves(len(self.fleet.services), self.watts_step, self.nodes_step) * 0.5**round_
+            tried = around(plan, moves, (hold, 4 * hold, FOREVER))
+            if not round_:
+                tried = join(tried, stand_in(plan, guests, hold), stand_in(plan, guests, 4 * hold))
+            top = np.argsort(-score(tried, self._steps(self.screen_s)), axis=-1, kind="stable")[:, :FINALISTS]
+            out.append(tried[every, top])
+            plan = out[-1][:, 0]
+        return join(*out)
+
+    def _best(self, plans, scores):
+        """The first plan of each row, or one that beats it by more than the margin; and its score."""
+        every = np.arange(len(scores))
+        top = scores.argmax(-1)
+        gain = scores[every, top] - scores[:, 0]
+        top = np.where(gain > self.margin * np.abs(scores[:, 0]), top, 0)
+        return plans[every, top], scores[every, top]
+
+    def _futures(self, time_s, heard, work, steps):
+        """Futures of one environment, shape (futures, ticks, S, 3); None for the true one."""
+        return sample_futures(
+            self.fleet.timing, time_s, heard, work[:, : WORK // 2], steps, int(self.futures), self.noise
+        )
+
+    def _value(self, outcome):
+        """Scores of copies, shape (copies,)."""
+        return outcome.good_tok - SPOILT_WEIGHT * outcome.spoilt_tok + self.terminal * outcome.flight_tok
+
+
+class _Parts:
+    """A planner's memory, taken apart; arrays are copies that may be written."""
+
+    def __init__(self, planner: Rollout, memory: np.ndarray):
+        services, pools = len(planner.fleet.services), planner.fleet.pools
+        sizes = (planner._portfolio.size, services * WORK, services * HISTORY, 3 + 4 * pools, 2, len(planner.members))
+        ends = np.cumsum(sizes)[:-1]
+        members, work, heard, plan, waits, scores = (np.array(p) for p in np.split(memory, ends, axis=-1))
+        self.members = members
+        self.work = work.reshape(-1, services, WORK)
+        self.heard = heard.reshape(-1, services, HISTORY)
+        self.plan = Plans.from_array(plan)
+        self.waits, self.scores = waits, scores
+
+    def put_plan(self, rows: np.ndarray, plan: Plans) -> None:
+        """Write the plans of some rows."""
+        for name in FIELDS:
+            array = getattr(self.plan, name).copy()
+            array[rows] = getattr(plan, name)
+            object.__setattr__(self.plan, name, array)
+
+    def joined(self) -> np.ndarray:
+        """The memory again."""
+        batch = len(self.members)
+        parts = (self.members, self.work.reshape(batch, -1), self.heard.reshape(batch, -1), self.plan.to_array())
+        return np.concatenate([*parts, self.waits, self.scores], -1)
+
+
+class _Scorer:
+    """Scores plans of some rows that can be rolled equally far."""
+
+    def __init__(self, planner: Rollout, snapshot, rows: np.ndarray, steps: int, parts: _Parts):
+        self._planner, self._rows, self._steps = planner, rows, steps
+        self._members = parts.members[rows]
+        futures = [planner._futures(float(snapshot.time_s[r]), parts.heard[r], parts.work[r], steps) for r in rows]
+        self._futures = None if futures[0] is None else np.stack(futures)
+
+    def __call__(self, plans: Plans, steps: int = FOREVER) -> np.ndarray:
+        """Scores of plans over no more than some control intervals, shape (R, C)."""
+        rows, count = plans.left.shape
+        each = 1 if self._futures is None else self._futures.shape[1]
+        steps = min(steps, self._steps)
+        some = max(LARGEST_ROLL // (count * each * steps * len(self._planner.fleet.domains)), 1)
+        parts = [self._roll(slice(at, at + some), plans[at : at + some], steps) for at in range(0, rows, some)]
+        return np.concatenate(parts)
+
+    def _roll(self, part: slice, plans: Plans, steps: int) -> np.ndarray:
+        planner, (rows, count) = self._planner, plans.left.shape
+        each, future = 1, None
+        if self._futures is not None:
+            each = self._futures.shape[1]
+            future = np.repeat(self._futures[part][:, None], count, axis=1).reshape(-1, *self._futures.shape[2:])
+        index = np.repeat(np.arange(rows * count), each)
+        plan = plans.flat()[index]
+        memory = np.repeat(self._members[part], count * each, axis=0)
+        roll = planner.simulator.branch(self._rows[part], count * each, steps, future)
         for _ in range(roll.steps):
-            bids, memory = self.base.bid(roll.snapshot, None, memory)
-            perturb(bids, held)
+            bids = planner._portfolio.bid(roll.snapshot, roll.observation, memory, plan.in_charge, plan.then)
+            perturb(bids, plan.held_now)
             roll.step(bids)
-        good_tok, spoilt_tok, flight_tok = roll.score()
-        scores = good_tok - SPOILT_WEIGHT * spoilt_tok + self.terminal * flight_tok
-        return scores.reshape(len(tried), each).mean(-1)
-
-    def _futures(self, time_s, heard, work):
-        """Futures of one environment, shape (futures, ticks, S, 3): requests per tick, prompt and output tokens.
-
-        The first has no noise; the others repeat stretches of the noise heard lately from a random place on.
-        """
-        timing = self.fleet.timing
-        steps = max(round(self.horizon_s / timing.control_s), 1)
-        ticks = round(timing.control_s / timing.tick_s)
-        rng = np.random.default_rng([int(time_s * 1000), 7])
-        rate = np.maximum(work[:, REQUESTS], 1e-6)
-        known = np.isfinite(heard)
-        mean = np.where(known, heard, 0.0).sum(-1) / np.maximum(known.sum(-1), 1)
-        ratio = np.where(known, heard, mean[:, None])[:, ::-1] / np.maximum(mean, 1e-6)[:, None]
-        ratio = np.clip(ratio, 0.1, 10.0) ** self.noise
-        ratio /= ratio.mean(-1, keepdims=True)
-        out = np.empty((int(self.futures), steps, len(rate), 3))
-        for m in range(len(out)):
-            at = (rng.integers(HISTORY) + np.arange(steps)) % HISTORY
-            out[m, ..., 0] = rate * timing.tick_s * (ratio[:, at].T if m else 1.0)
-        out[..., 1] = np.maximum(work[:, PROMPT] / rate, 1.0)
-        out[..., 2] = np.maximum(work[:, OUTPUT] / rate, 1.0)
-        return out.repeat(ticks, axis=1)
-
-
-def perturbations(services: int, watts: float, nodes: float) -> np.ndarray:
-    """Nothing, then one move at a time: watts between a service's stages, between services, nodes between stages.
-
-    Returns:
-        Shape (K, P, 2), columns watts and nodes.
-    """
-    moves = [np.zeros((STAGES * services, 2))]
-    for s in range(services):
-        for sign in (1.0, -1.0):
-            for column, step in ((WATTS, watts), (NODES, nodes)):
-                if step > 0:
-                    move = np.zeros((STAGES * services, 2))
-                    move[STAGES * s + PREFILL, column], move[STAGES * s + DECODE, column] = sign * step, -sign * step
-                    moves.append(move)
-            if services > 1:
-                move = np.zeros((STAGES * services, 2))
-                move[STAGES * s : STAGES * s + STAGES, WATTS] = sign * watts
-                moves.append(move)
-    return np.stack(moves)
-
-
-def perturb(bids: Bids, held: np.ndarray, rows: slice = slice(None)) -> None:
-    """Add perturbations, shape (rows, P, 2), to the pool bids of some rows, in place."""
-    part = bids.pool[rows, :, :2]
-    part += held
-    np.clip(part, -1.0, 1.0, out=part)
+            plan = plan.after()
+        return planner._value(roll.outcome()).reshape(rows, count, each).mean(-1)

@@ -74,6 +74,10 @@ CANDIDATES = ("static", "proportional", "greedy", "uniform", "pi", "three-band",
 """Baselines that compete for `best-baseline`: those that can run live, and be the base of a learned policy."""
 
 
+PLANNED = ("greedy", "static", "pi", "reactive")
+"""Baselines that a clairvoyant also tries with the constants of other families."""
+
+
 @cache
 def tuned() -> dict[str, Any]:
     """The tuned constants: {"baselines": {name: {family: {"params", "score", ...}}}, "best": {family: name}}."""
@@ -94,7 +98,7 @@ def baseline(name: str, scenario: "Scenario", params: dict[str, float] | None = 
     if params is None:
         params = tuned()["baselines"].get(name, {}).get(scenario.family, {}).get("params", {})
     cls = classes[name]
-    known = {f.name for f in fields(cls)} - {"fleet", "model", "name", "base", "simulator"}  # type: ignore[arg-type]
+    known = {f.name for f in fields(cls)} - {"fleet", "model", "name", "members", "simulator"}  # type: ignore[arg-type]
     for key in params:
         if key not in known:
             raise BadInput(f"{name} has no constant {key!r}; it has {', '.join(sorted(known)) or 'none'}")
@@ -106,8 +110,26 @@ def baseline(name: str, scenario: "Scenario", params: dict[str, float] | None = 
     if name in NEEDS_SIMULATOR:
         from .envs.branch import PlantSimulator
 
-        extra |= {"base": baseline("greedy", scenario), "simulator": PlantSimulator(scenario)}
+        members = tuple(baseline(member, scenario, constants) for member, constants in portfolio(name, scenario))
+        extra |= {"members": members, "simulator": PlantSimulator(scenario)}
     return cls(fleet=scenario.fleet, **extra, **params)
+
+
+def portfolio(name: str, scenario: "Scenario") -> tuple[tuple[str, dict[str, float]], ...]:
+    """The policies that a planner chooses from, by name with their constants, each once.
+
+    Both choose from the baselines that can run live, tuned for the scenario's family, the greedy first; the
+    clairvoyant also from those of `PLANNED` with what was tuned for every other family.
+    """
+    table = tuned()["baselines"]
+    own = [(n, table.get(n, {}).get(scenario.family, {}).get("params", {})) for n in ("greedy", *CANDIDATES)]
+    if name == "clairvoyant":
+        own += [(n, row["params"]) for n in PLANNED for _, row in sorted(table.get(n, {}).items())]
+    out: list[tuple[str, dict[str, float]]] = []
+    for member in own:
+        if member not in out:
+            out.append(member)
+    return tuple(out)
 
 
 def best_baseline_name(scenario: "Scenario") -> str:

@@ -1,4 +1,5 @@
-"""Policies that plan on copies of the plant: the plant never moves, and the future that they may not know is hidden."""
+"""Policies that plan on copies of the plant: the plant never moves, the future that they may not know is hidden, and
+who knows it is never worse than the best policy that it may put in charge."""
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from flyball.envs.episodes import run_episodes
 from flyball.envs.event_dynamics import NO_POWER
 from flyball.envs.scenario import SCENARIOS, load_scenario
 from flyball.fleet.errors import BadInput
-from flyball.policies.baselines.rollout import perturbations
+from flyball.policies.baselines.plans import Plans, around, single_moves
 
-SHORT = {"horizon_s": 20.0, "futures": 2}
-FAST = {"rollout": SHORT, "clairvoyant": {"horizon_s": 30.0, "rounds": 1}}
+FAST = {
+    "rollout": {"horizon_s": 20.0, "futures": 2, "hold_s": 5.0, "screen_s": 10.0},
+    "clairvoyant": {"horizon_s": 30.0, "rounds": 1, "hold_s": 10.0, "sweep_s": 900.0, "screen_s": 10.0},
+}
+GOODPUT = "goodput_tok_s_per_mw"
 
 
 def make_core(name="rollout", scenario="faults", batch=2, seconds=300, seeds=None):
@@ -31,7 +35,7 @@ def test_a_copy_lives_through_what_the_plant_lives_through(scenario):
     simulator.follow(core.plant)
     for _ in range(40):
         core.step(core.base)
-    roll = simulator.branch(1, 3, 60)
+    roll = simulator.branch(np.array([1]), 3, 60)
     for _ in range(60):
         now = core.base
         core.step(now)
@@ -111,14 +115,42 @@ def test_the_rollout_does_not_see_what_is_to_come():
 
 
 def test_the_clairvoyant_sees_a_cut_that_nobody_announced():
-    """What the true limits will be changes its score of the same plan."""
+    """What the true limits will be changes what it expects of the same plan."""
     core = make_core("clairvoyant", "curtailment-sudden", batch=1, seconds=400)
     policy, plant = core.background, core.plant
-    nothing = np.zeros((1, core.fleet.pools, 2))
-    before = policy._scores(0, core.memory[0, :6].reshape(1, 6), nothing, None)
+
+    def expected():
+        return policy.bid(plant.snapshot, core.observation, policy.start(1))[1][0, -len(policy.members) :]
+
+    before = expected()
     plant.told[:, 2:, :, 0] *= 0.6
     plant.limits[:, 2:] = (plant.limits[:, 2:] * 0.6).astype(np.int64)
-    assert policy._scores(0, core.memory[0, :6].reshape(1, 6), nothing, None) < before
+    assert (expected() < before).all()
+
+
+@pytest.mark.parametrize("family", ["bursty", "curtailment", "faults"])
+def test_the_clairvoyant_is_never_worse_than_its_best_member(family):
+    """In every window it ends at least as well as whichever member of its portfolio does best there."""
+    scenario = load_scenario(family, ("seconds=300", "load.target_util=0.9"))
+    constants = {"hold_s": 60.0, "sweep_s": 120.0, "rounds": 1, "screen_s": 30.0}
+    clairvoyant = registry.baseline("clairvoyant", scenario, constants)
+    windows = range(7, 9)
+    members = [run_episodes(scenario, member, windows).values(GOODPUT) for member in clairvoyant.members]
+    mine = run_episodes(scenario, clairvoyant, windows).values(GOODPUT)
+    assert (mine >= np.max(members, axis=0) * (1 - 1e-9)).all()
+    assert mine.sum() > 1.001 * np.max(members, axis=0).sum()  # it finds more than they do
+
+
+def test_a_member_put_in_charge_does_what_was_predicted_of_it():
+    """Without perturbations the score of the first sweep's best member is what the episode then yields."""
+    scenario = load_scenario("faults", ("seconds=200", "load.target_util=0.9"))
+    policy = registry.baseline("clairvoyant", scenario, {"rounds": 0, "hold_s": 900.0})
+    core = Core(scenario, policy, batch=2)
+    core.reset(np.array([3, 4]))
+    expected = core.memory[:, -len(policy.members) :].max(-1)
+    for _ in range(40):
+        core.step(core.base)
+    np.testing.assert_allclose(core.plant.totals["good_tok"], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", registry.NEEDS_SIMULATOR)
@@ -126,18 +158,28 @@ def test_planning_is_not_worse_than_uniform(name):
     """With a short horizon already, over two windows of cuts without notice."""
     scenario = load_scenario("curtailment", ("seconds=600",))
     scores = [
-        run_episodes(scenario, registry.baseline(p, scenario, FAST.get(p, {})), range(2)).values("goodput_tok_s_per_mw")
+        run_episodes(scenario, registry.baseline(p, scenario, FAST.get(p, {})), range(2)).values(GOODPUT)
         for p in (name, "uniform")
     ]
     assert scores[0].mean() >= scores[1].mean()
 
 
-def test_perturbations_move_watts_and_nodes_between_pools_and_create_none():
-    """The first is nothing; every other one takes from one pool of a pair what it gives to the other."""
-    one, two = perturbations(1, 0.2, 0.3), perturbations(2, 0.2, 0.3)
-    assert len(one) == 5 and len(two) == 13 and not one[0].any()
+def test_moves_shift_watts_and_nodes_between_pools_and_create_none():
+    """Each takes from one pool of a pair what it gives to the other."""
+    one, two = single_moves(1, 0.2, 0.3), single_moves(2, 0.2, 0.3)
+    assert len(one) == 4 and len(two) == 12
     assert np.abs(one.sum(1)).max() < 1e-12
-    assert len(perturbations(1, 0.2, 0.0)) == 3
+    assert len(single_moves(1, 0.2, 0.0)) == 2
+
+
+def test_a_move_ends_when_its_time_is_over():
+    """Plans around a plan hold every move for every length, then leave its second member in charge, unperturbed."""
+    plan = Plans.of(np.array([3]), pools=2)
+    tried = around(plan, single_moves(1, 0.2, 0.3), (1, 4))
+    assert tried.left.tolist() == [[1] * 4 + [4] * 4] and (tried.in_charge == 3).all()
+    later = tried.after(1)
+    assert not later.held_now[0, :4].any() and later.held_now[0, 4:].any(axis=(1, 2)).all()
+    assert np.array_equal(Plans.from_array(later.to_array()).held_now, later.held_now)
 
 
 def test_outside_the_simulator_it_is_refused_in_one_line():
@@ -145,4 +187,4 @@ def test_outside_the_simulator_it_is_refused_in_one_line():
     scenario = load_scenario("steady")
     policy = registry.baseline("rollout", scenario, {})
     with pytest.raises(BadInput, match="simulate or evaluate"):
-        policy.simulator.branch(0, 1, 1)
+        policy.simulator.branch(np.array([0]), 1, 1)
