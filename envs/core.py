@@ -49,6 +49,7 @@ class Channels:
 CHANNELS = {
     "Power-v0": Channels(pool=("watts",), fleet=("spend",)),
     "Stages-v0": Channels(pool=("nodes",)),
+    "Placement-v0": Channels(node=("receive",)),
     "Remediation-v0": Channels(node=("drain", "receive")),
     "Factory-v0": Channels(pool=("watts", "nodes", "clock"), node=("drain", "receive"), fleet=("spend",)),
     "PowerRaw-v0": Channels(pool=("watts",)),
