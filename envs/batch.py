@@ -7,8 +7,9 @@ import numpy as np
 from ..fleet.arbiter.placement import Lists, queue_table, site_rows
 from ..fleet.arbiter.placement_fit import WORK_ROWS, Site
 from ..fleet.arbiter.placement_queues import Q_PARENT
+from ..fleet.tables import NEVER_S
 from .batch_dynamics import BatchRules, batch_step
-from .batch_jobs import JOB, MAX_PODS, draw_jobs, most_jobs
+from .batch_jobs import JOB, MAX_PODS, draw_jobs, in_order, most_jobs
 
 if TYPE_CHECKING:
     from .plant import Plant
@@ -77,6 +78,18 @@ class Batch:
         node["gang"][self._members] = -1
         node["job_state"][self._members] = 0
         node["util_frac"][self._members] = 0.0
+
+    def forget_future(self, drawn: np.ndarray, now_s: float) -> None:
+        """Replace the jobs that have not arrived by others: nobody knows them.
+
+        Args:
+            drawn: Jobs of other episodes, shape (B, J).
+            now_s: Where every environment stands.
+        """
+        for rows, others in zip(self.job, drawn, strict=True):
+            known = rows[rows["arrival_s"] <= now_s]
+            coming = others[(others["arrival_s"] > now_s) & (others["arrival_s"] < NEVER_S)][: len(rows) - len(known)]
+            rows[:] = in_order(np.concatenate([known, coming]), len(rows))
 
     def step(self, plant: "Plant", bid_node: np.ndarray | None = None) -> None:
         """Move the jobs of every environment up to now, and place.

@@ -84,8 +84,8 @@ def batch_step(
         _obey(b, j, now_s, measured, rules, totals, job, site)
     if measured:
         for q in range(queue.shape[1]):
-            account[b].held[q] += queue[ALLOCATED, q] * control_s
-            account[b].deserved[q] += queue[FAIR, q] * control_s
+            account[b].held[q] += queue[ALLOCATED, q] * passed_s
+            account[b].deserved[q] += queue[FAIR, q] * passed_s
     _use_nodes(b, rules, node_static, node, job, site)
 
 

@@ -117,6 +117,7 @@ class BatchSpec:
         restore_s: From its place until a job computes: images, weights, its checkpoint.
         leave_s: From being evicted until its GPUs are free: it writes a checkpoint.
         checkpoint_s: Work between checkpoints; what is newer is lost with a node.
+        before_s: Jobs have arrived for so long when an episode starts.
         busy_frac: Dynamic draw of a GPU in use, as a share of computing all the time: a training step that computes
             for 62 % and communicates at 35 % of that draw (`TrainingSpec`) has 0.75.
     """
@@ -126,6 +127,7 @@ class BatchSpec:
     restore_s: float = number(20.0, low=0, high=86400)
     leave_s: float = number(15.0, low=0, high=3600)
     checkpoint_s: float = number(120.0, low=1, high=86400)
+    before_s: float = number(600.0, low=0, high=1e6)
     busy_frac: float = number(0.75, above=0, high=1)
 
 
@@ -185,7 +187,7 @@ def check_batch(queues: tuple[QueueSpec, ...], batch: BatchSpec, fleet: Fleet) -
 
 def most_jobs(batch: BatchSpec, seconds: float) -> int:
     """Rows that hold every episode's jobs: six standard deviations above the mean."""
-    mean = sum(s.jobs_per_hour for s in batch.jobs) * seconds / 3600.0
+    mean = sum(s.jobs_per_hour for s in batch.jobs) * (seconds + batch.before_s) / 3600.0
     return math.ceil(mean + 6.0 * math.sqrt(mean) + 10.0)
 
 
@@ -206,14 +208,14 @@ def draw_jobs(
         Rows of `JOB`, shape (most_jobs,).
     """
     rows = np.zeros(most_jobs(batch, seconds), JOB)
-    rows["arrival_s"], rows["state"] = NEVER_S, 0
     node_gpus = min(n.gpus for n in fleet.nodes if n.service == batch.service)
     at, word = 0, zlib.crc32(np.ascontiguousarray(arrivals).tobytes())
     for k, stream in enumerate(batch.jobs):
         rng = np.random.default_rng([seed, JOB_STREAM, word, k])
-        count = min(int(rng.poisson(stream.jobs_per_hour * seconds / 3600.0)), len(rows) - at)
+        mean = stream.jobs_per_hour * (seconds + batch.before_s) / 3600.0
+        count = min(int(rng.poisson(mean)), len(rows) - at)
         part = rows[at : at + count]
-        part["arrival_s"] = np.sort(rng.uniform(0.0, seconds, count))
+        part["arrival_s"] = np.sort(rng.uniform(-batch.before_s, seconds, count))
         work_s = stream.work_median_s * np.exp(stream.work_log_sd * rng.standard_normal(count))
         part["work_s"] = np.clip(work_s, 1.0, stream.work_max_s)
         size, chance = np.array(SIZES).T
@@ -227,7 +229,15 @@ def draw_jobs(
         part["queue"], part["priority"] = queue_names.index(stream.queue), stream.priority
         part["require"], part["prefer"] = stream.require, stream.prefer
         at += count
-    return rows[np.lexsort((rows["arrival_s"], -rows["priority"], rows["queue"], rows["arrival_s"] >= NEVER_S))]
+    return in_order(rows[:at], len(rows))
+
+
+def in_order(rows: np.ndarray, count: int) -> np.ndarray:
+    """Jobs by queue, falling priority and arrival, and rows without a job up to `count`."""
+    out = np.zeros(count, JOB)
+    out["arrival_s"] = NEVER_S
+    out[: len(rows)] = rows[np.lexsort((rows["arrival_s"], -rows["priority"], rows["queue"]))]
+    return out
 
 
 def _cents(gpus: float) -> int:

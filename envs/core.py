@@ -56,6 +56,10 @@ CHANNELS = {
 }
 """What the agent owns in each environment id."""
 
+DEFAULT_SCENARIO = "bursty"
+DEFAULT_SCENARIOS = {"Placement-v0": "placement"}
+"""What an id plays unless told: elsewhere nobody queues, and the bid to receive work decides nothing."""
+
 CORRECTION_WEIGHT = 0.01
 """Penalty on the mean squared distance between caps asked and granted (RL.md, safety in training)."""
 
