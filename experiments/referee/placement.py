@@ -238,12 +238,12 @@ class PlacementJudge:
             if abs(self.result.fair_share[name] - share) > slack:
                 self.blame(f"queue {name} deserves {float(share):.1f}, was given {self.result.fair_share[name]}")
         # preemption comes after reclaiming, and is not held to its rules
+        # reclaims come one after the other: what is bounded is what either side held when this one came
         preemptors = {e.beneficiary for e in self.evicted.values() if e.reason == Eviction.PREEMPTED}
         gains = [n for n in (*self.started, *self.nominated) if n not in preemptors]
-        reclaimed = {n for n, e in self.evicted.items() if e.reason == Eviction.RECLAIMED}
         runs = [w.name for w in self.work.values() if w.state == WorkState.RUNNING and not w.is_broken]
         before = self.allocated(runs + gains)
-        after = self.allocated([n for n in runs if n not in reclaimed] + gains)
+        stays = [n for n in runs if n not in self.evicted]
         for name, e in self.evicted.items():
             w = self.work[name]
             if w.state != WorkState.RUNNING:
@@ -267,12 +267,15 @@ class PlacementJudge:
                 continue
             if ran_s < self.queues[giver].reclaim_min_s:
                 self.blame(f"{name} is reclaimed after {ran_s} s")
-            self._check_reclaim(name, taker, giver, fair, before, after, slack)
+            least = self.allocated([*stays, *self.started, e.beneficiary])
+            gone = [n for n, other in self.evicted.items() if other.beneficiary == e.beneficiary]
+            most = self.allocated(n for n in runs + gains if n not in gone)
+            self._check_reclaim(name, taker, giver, fair, before, least, most, slack)
         for w in self.work.values():
             if w.is_broken and w.state == WorkState.RUNNING and w.name not in self.evicted:
                 self.blame(f"{w.name} runs on although it is broken")
 
-    def _check_reclaim(self, name, taker, giver, fair, before, after, slack) -> None:
+    def _check_reclaim(self, name, taker, giver, fair, before, least, most, slack) -> None:
         above = set(self.line(taker)) & set(self.line(giver))
         a = next((q for q in reversed(self.line(taker)) if q not in above), None)
         b = next((q for q in reversed(self.line(giver)) if q not in above), None)
@@ -282,12 +285,12 @@ class PlacementJudge:
         quota_a, quota_b = (INFINITE if self.queues[q].quota < 0 else self.queues[q].quota for q in (a, b))
         if before[b] <= fair[b] - slack:
             self.blame(f"{name} is reclaimed from {b}, which is below its fair share")
-        if after[a] > max(fair[a], quota_a) + slack:
+        if least[a] > max(fair[a], quota_a) + slack:
             self.blame(f"{a} reclaims beyond what it deserves")
-        in_quota = after[a] <= quota_a and before[b] > quota_b
-        saturated = (after[a] - slack) * max(fair[b], 1) <= (after[b] + slack) * max(fair[a], 1)
+        in_quota = least[a] <= quota_a and before[b] > quota_b
+        saturated = (least[a] - slack) * max(fair[b], 1) <= (most[b] + slack) * max(fair[a], 1)
         if not in_quota and not saturated:
-            self.blame(f"{name}: {a} ends more saturated than {b}, from which it reclaims")
+            self.blame(f"{name}: {a} is then more saturated than {b}, from which it reclaims")
 
     def check_order(self) -> None:
         """Nothing as large overtakes what found no room in its queue; in strict queues nothing does."""
