@@ -79,6 +79,15 @@ class Batch:
         node["job_state"][self._members] = 0
         node["util_frac"][self._members] = 0.0
 
+    def become(self, other: "Batch", env: int) -> None:
+        """Copy the jobs of one environment of another plant into every environment of this one."""
+        self.job[:], self.account[:] = other.job[env], other.account[env]
+
+    def hide_future(self, now_s: np.ndarray) -> None:
+        """Drop the jobs that have not arrived; `now_s` has shape (B,)."""
+        arrival_s = self.job["arrival_s"]
+        arrival_s[arrival_s > now_s[:, None]] = NEVER_S
+
     def forget_future(self, drawn: np.ndarray, now_s: float) -> None:
         """Replace the jobs that have not arrived by others: nobody knows them.
 

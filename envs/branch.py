@@ -68,6 +68,8 @@ class Roll:
             source, target = getattr(plant, tables), getattr(mine, tables)
             for name, array in vars(target).items():
                 array[:] = getattr(source, name)[env]
+        if mine.batch_jobs is not None:
+            mine.batch_jobs.become(plant.batch_jobs, env)
         self._served_tok, self._spoilt_tok = self._books()
 
     def guess(self, future: np.ndarray, nominal: dict[str, float]) -> None:
@@ -84,6 +86,8 @@ class Roll:
         for name, value in nominal.items():
             mine.params[name] = value
         mine.params["fault_scale"] = 0.0
+        if mine.batch_jobs is not None:
+            mine.batch_jobs.hide_future(mine.time_s)
         starts = mine.params["event_start"]
         mine.params["event_start"] = np.where(starts > ahead.start, _NEVER_TICK, starts)
         domain = mine.snapshot.domain[0]

@@ -202,6 +202,23 @@ def test_futures_do_not_know_the_jobs_to_come(make_core):
             assert (rows["arrival_s"].tolist() == mine["arrival_s"].tolist()) == clairvoyant
 
 
+def test_policies_that_roll_out_know_the_jobs_of_now_alone(make_core):
+    """The copies that a model-predictive policy plays hold the jobs that have arrived, and no others."""
+    from flyball.envs.branch import Roll
+
+    core = make_core(NAME, batch=1)
+    for _ in range(40):
+        core.step(core.base)
+    roll = Roll(core.scenario, core.plant, 2, 60)
+    roll.start(core.plant, 0)
+    assert roll._plant.batch_jobs.job[1].tobytes() == core.plant.batch_jobs.job[0].tobytes()
+    roll.guess(np.ones((2, 60, 2, 3)), {})
+    for env in range(2):
+        left = roll._plant.batch_jobs.job[env]["arrival_s"]
+        assert sorted(left[left < NEVER_S]) == sorted(jobs_of(core)["arrival_s"])
+    roll.step(Bids.neutral(2, core.fleet.pools, 16))
+
+
 def test_jobs_are_those_of_the_published_cluster():
     """Sizes, shares and run times of many draws are those that the module cites; the load's draws decide them."""
     scenario = load_scenario(NAME, ("batch.jobs.0.jobs_per_hour=36000", "batch.jobs.0.gang_frac=0"))
