@@ -426,7 +426,16 @@ def place(
 
     Returns:
         What starts where, what is nominated, what must leave, and why the rest waits.
+
+    Raises:
+        ValueError: if an array has another shape than the fleet asks for.
     """
+    for name, array, count in (
+        *((f"nodes.{f}", getattr(nodes, f), len(fleet.nodes)) for f in ("gpus", "accepts", "wake_w", "gpu_w")),
+        ("headroom_w", headroom_w, len(fleet.domains)),
+    ):
+        if np.shape(array) != (count,):
+            raise ValueError(f"{name} has shape {np.shape(array)}; this fleet needs ({count},)")
     table, names = queue_table(queues)
     work, submitted_ms, pod, free_pod = work_table(fleet, names, workloads)
     most_gpus = int(fleet.node_static["gpus"].max())
@@ -455,6 +464,7 @@ def work_table(fleet: Fleet, queue_names: list[str], workloads: Sequence[Workloa
         column[REQUIRE], column[PREFER], column[SKUS], column[STATE] = w.require, w.prefer, bits, w.state
         column[STARTED], column[BROKEN], column[POD] = round(1000 * w.started_s), w.is_broken, len(pods)
         if w.state in (WorkState.RUNNING, WorkState.LEAVING):
+            column[PODS] = len(w.on)  # a broken gang may have lost some
             pods += [(p.node, _mask(p.gpus)) for p in w.on]
     work[WORK_RANK] = _ranks([w.name for w in workloads])
     pending = work[STATE] == _PENDING

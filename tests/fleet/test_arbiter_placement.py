@@ -461,6 +461,24 @@ def test_a_broken_gang_leaves_whole():
     assert [(e.workload, e.reason) for e in run(fleet, ONE, [broken]).evicted] == [("w", Eviction.BROKEN)]
 
 
+def test_a_gang_that_lost_a_pod_frees_what_it_still_holds():
+    """Its remaining GPU is free in the ledger to come, and nobody else's is."""
+    fleet = site((1,), gpus=2)
+    broken = Workload("w", "q", 2, state=WorkState.RUNNING, on=(Pod(0, (1,)),), is_broken=True)
+    other = Workload("x", "q", state=WorkState.RUNNING, on=(Pod(0, (0,)),))
+    result = run(fleet, ONE, [broken, other, *many("q", 2)])
+    assert [p.on[0].gpus for p in result.nominated] == [(1,)] and result.waits["q-001"] == Wait.NO_ROOM
+
+
+def test_the_largest_nodes_are_filled_to_the_last_gpu():
+    """64 GPUs are a whole word of bits, its sign included."""
+    fleet = site((1,), gpus=64)
+    result = run(fleet, ONE, many("q", 65))
+    assert sorted(p.on[0].gpus[0] for p in result.started) == list(range(64))
+    held = [Workload("w", "q", gpu=6400, state=WorkState.RUNNING, on=(Pod(0, tuple(range(64))),))]
+    assert not run(fleet, ONE, held + many("q", 1)).started
+
+
 # ── input ────────────────────────────────────────────────────────────────────────────────────────────────
 @pytest.mark.parametrize(
     ("queues", "says"),
@@ -493,6 +511,15 @@ def test_workloads_that_cannot_be_read_are_refused(work, says):
     """One line says which workload and what to change."""
     with pytest.raises(SiteError, match=says):
         check_workload(work, ONE, site())
+
+
+def test_arrays_of_another_fleet_are_refused():
+    """The message names the array and both shapes."""
+    fleet = site()
+    with pytest.raises(ValueError, match=r"headroom_w has shape \(2,\); this fleet needs \(5,\)"):
+        place(fleet, ONE, [], nodes_of(fleet), np.zeros(4), np.zeros(2))
+    with pytest.raises(ValueError, match=r"nodes.gpus has shape \(1,\)"):
+        place(fleet, ONE, [], nodes_of(site((1,))), np.zeros(4), np.zeros(5))
 
 
 def test_the_judge_finds_what_is_wrong():
