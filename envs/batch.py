@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..fleet.arbiter.placement import Lists, queue_table, site_rows
+from ..fleet.arbiter.placement_cycle import Lists
 from ..fleet.arbiter.placement_fit import WORK_ROWS, Site
 from ..fleet.arbiter.placement_queues import Q_PARENT
+from ..fleet.arbiter.placement_tables import queue_table, site_rows
 from ..fleet.tables import NEVER_S
 from .batch_dynamics import BatchRules, batch_step
 from .batch_jobs import JOB, MAX_PODS, draw_jobs, in_order, most_jobs

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..fleet.arbiter.placement import run_cycle
+from ..fleet.arbiter.placement_cycle import run_cycle
 from ..fleet.arbiter.placement_fit import (
     ACCEPTS,
     BID,

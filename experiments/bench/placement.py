@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...fleet.arbiter.placement import make_lists, make_site, place, queue_table, run_cycle, site_rows, work_table
+from ...fleet.arbiter.placement import place
+from ...fleet.arbiter.placement_cycle import run_cycle
+from ...fleet.arbiter.placement_tables import make_lists, make_site, queue_table, site_rows, work_table
 from ...fleet.errors import BadInput
 from ...fleet.placement import CENT, PlacementNodes, Pod, Queue, Workload, WorkState
 from ...fleet.topology import Fleet
