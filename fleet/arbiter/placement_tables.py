@@ -182,21 +182,24 @@ def work_table(fleet: Fleet, queue_names: list[str], workloads: Sequence[Workloa
 
 def placements_of(site: Site, table: np.ndarray, names: list[str], workloads: Sequence[Workload]) -> Placements:
     """The cycle's decisions by name."""
-    work, started, nominated, evicted, wake = site.work, [], [], [], set()
-    for k in np.argsort(work[WORK_RANK]):
-        outcome = work[OUTCOME, k]
-        if outcome in (Wait.STARTED, Wait.NOMINATED):
-            rows = site.pod[:, work[POD, k] : work[POD, k] + work[PODS, k]]
-            on = tuple(Pod(int(n), _gpus(int(m))) for n, m in rows.T)
-            (started if outcome == Wait.STARTED else nominated).append(Placed(workloads[k].name, on))
-            if outcome == Wait.STARTED:
+    started, nominated, evicted, wake = [], [], [], set()
+    outcomes, evictions = site.work[OUTCOME].tolist(), site.work[EVICTED].tolist()
+    for k in np.argsort(site.work[WORK_RANK]).tolist():
+        if outcomes[k] in (Wait.STARTED, Wait.NOMINATED):
+            first, count = site.work[POD, k], site.work[PODS, k]
+            on = tuple(Pod(n, _gpus(mask)) for n, mask in site.pod[:, first : first + count].T.tolist())
+            if outcomes[k] == Wait.STARTED:
+                started.append(Placed(workloads[k].name, on))
                 wake |= {p.node for p in on}
-        if work[EVICTED, k]:
-            beneficiary = "" if work[FOR, k] < 0 else workloads[work[FOR, k]].name
-            evicted.append(Evicted(workloads[k].name, Eviction(int(work[EVICTED, k])), beneficiary))
+            else:
+                nominated.append(Placed(workloads[k].name, on))
+        if evictions[k]:
+            beneficiary = site.work[FOR, k]
+            name = "" if beneficiary < 0 else workloads[beneficiary].name
+            evicted.append(Evicted(workloads[k].name, Eviction(evictions[k]), name))
     waits = {
-        w.name: Wait(int(o))
-        for w, o in zip(workloads, work[OUTCOME], strict=True)
+        w.name: Wait(o)
+        for w, o in zip(workloads, outcomes, strict=True)
         if o not in (Wait.STARTED, Wait.NOT_CONSIDERED)
     }
     return Placements(
