@@ -6,7 +6,7 @@ third parties since 1.0).
 
 import gymnasium as gym
 
-IDS = ("Power-v0", "Stages-v0", "Remediation-v0", "Factory-v0", "PowerRaw-v0")
+IDS = ("Power-v0", "Stages-v0", "Placement-v0", "Remediation-v0", "Factory-v0", "PowerRaw-v0")
 """Environments by what the agent owns (`envs.core.CHANNELS`)."""
 
 for _id in IDS:

@@ -73,6 +73,8 @@ class Roll:
                 theirs, ours = getattr(source, tables), getattr(plant, tables)
                 for name, array in vars(ours).items():
                     array[mine] = getattr(theirs, name)[env]
+            if plant.batch_jobs is not None:
+                plant.batch_jobs.become(source.batch_jobs, env, mine)
         self._before = self._books()
 
     def _block(self, i: int) -> slice:
@@ -104,6 +106,8 @@ class Roll:
         for name, value in nominal.items():
             plant.params[name] = value
         plant.params["fault_scale"] = 0.0
+        if plant.batch_jobs is not None:
+            plant.batch_jobs.hide_future(plant.time_s)
         for i, ahead in enumerate(self._ahead):
             mine = self._block(i)
             for column, name in enumerate(("arrivals", "prompt_tok", "output_tok")):
@@ -205,8 +209,12 @@ def _first(plant: Plant, count: int) -> Plant:
     out.batch = count
     for tables in ("state", "snapshot", "plan"):
         setattr(out, tables, copy.copy(getattr(plant, tables)))
+    out._series = [None] * count
     for name in EPISODE + EVOLVING:
+        name = {"limits": "_limits", "told": "_told"}.get(name, name)  # the properties tell the next reset of writers
         owner, _, field = name.rpartition(".")
         object.__setattr__(getattr(out, owner) if owner else out, field, attrgetter(name)(plant)[:count])
     object.__setattr__(out.snapshot, "time_s", out.time_s)
+    if plant.batch_jobs is not None:
+        out.batch_jobs = plant.batch_jobs.first(count)
     return out

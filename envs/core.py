@@ -49,11 +49,16 @@ class Channels:
 CHANNELS = {
     "Power-v0": Channels(pool=("watts",), fleet=("spend",)),
     "Stages-v0": Channels(pool=("nodes",)),
+    "Placement-v0": Channels(node=("receive",)),
     "Remediation-v0": Channels(node=("drain", "receive")),
     "Factory-v0": Channels(pool=("watts", "nodes", "clock"), node=("drain", "receive"), fleet=("spend",)),
     "PowerRaw-v0": Channels(pool=("watts",)),
 }
 """What the agent owns in each environment id."""
+
+DEFAULT_SCENARIO = "bursty"
+DEFAULT_SCENARIOS = {"Placement-v0": "placement"}
+"""What an id plays unless told: elsewhere nobody queues, and the bid to receive work decides nothing."""
 
 CORRECTION_WEIGHT = 0.01
 """Penalty on the mean squared distance between caps asked and granted (RL.md, safety in training)."""

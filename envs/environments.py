@@ -40,6 +40,56 @@ class StagesEnv(FlyballEnv):
     """
 
 
+@documented("Placement-v0")
+class PlacementEnv(FlyballEnv):
+    """Say which nodes should receive new jobs, while queues, quotas and power decide which jobs may start.
+
+    ## Description
+
+    Jobs arrive in queues: shares of a GPU, single GPUs, gangs of whole nodes that start together or not at all. Every
+    control interval a scheduling cycle gives them GPUs by the queues' fair shares, reclaims what a queue below its
+    share deserves, and reserves each gang's watts in every power domain before it starts (`docs/placement.md`). A bid
+    never decides whether a job may start: it orders the nodes on which it could. That is worth something because nodes
+    differ in ways that queues do not see: racks short of watts run their GPUs at lower clocks, a gang goes at the pace
+    of its slowest node, nodes fail and take the work since the last checkpoint with them, and shares of GPUs nibble at
+    the whole nodes that gangs need. The background policy plays watts and stages.
+
+    In scenarios without `[[queues]]` nothing is placed, and the bids decide nothing.
+
+    ## Action space
+
+    <<actions>>
+
+    ## Observation space
+
+    <<observations>>
+
+    ## Rewards
+
+    <<rewards>>
+
+    ## Starting state
+
+    <<start>>
+
+    ## Episode end
+
+    <<end>>
+
+    ## Information
+
+    <<info>>
+
+    ## Arguments
+
+    <<arguments>>
+
+    ## Version history
+
+    <<history>>
+    """
+
+
 @documented("Remediation-v0")
 class RemediationEnv(FlyballEnv):
     """Drain nodes that are about to fail or run hot, and say which should receive new work.
@@ -91,6 +141,7 @@ class PowerRawEnv(FlyballEnv):
 ENVIRONMENTS: dict[str, type[FlyballEnv]] = {
     "Power-v0": PowerEnv,
     "Stages-v0": StagesEnv,
+    "Placement-v0": PlacementEnv,
     "Remediation-v0": RemediationEnv,
     "Factory-v0": FactoryEnv,
     "PowerRaw-v0": PowerRawEnv,

@@ -32,7 +32,10 @@ KPI_UNITS = {
     "training_tok_s": "trained tokens per second, lost ones taken back; not part of goodput",
     "lost_work_node_s": "training since a checkpoint that was lost with a member of its gang, node-seconds",
     "checkpoints": "training checkpoints written",
-    "fairness_jain": "Jain's index over services of the share of offered tokens that met their targets, since reset",
+    "fairness_jain": (
+        "Jain's index over services of the share of offered tokens that met their targets, since reset; in scenarios "
+        "with queues, over leaf queues of the GPU-time that they held over what they deserved"
+    ),
     "drained_nodes": "nodes drained, mean over time",
     "mttr_s": "down time per repair",
 }

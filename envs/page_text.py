@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 
 from ..fleet.schema import FLEET_BIDS, FLEET_FEATURES, KINDS, NODE_FEATURES, POOL_BIDS, POOL_FEATURES, Field
-from .core import CHANNELS, CORRECTION_WEIGHT, TRIP_COST_WS
+from .core import CHANNELS, CORRECTION_WEIGHT, DEFAULT_SCENARIO, DEFAULT_SCENARIOS, TRIP_COST_WS
 from .gym_env import LIMIT
 
 
@@ -99,13 +99,21 @@ or late, over what the fleet could serve in one control interval. No limit is in
 apart, as constrained methods want it (`envs.wrappers.CostToReward` puts a Lagrangian weight on it).
 """
 
+PLACEMENT_REWARDS = """
+The sum of three named terms of `info`. Minus the share of tokens that were spoilt in the step: prompt and output tokens
+of requests rejected, lost to a fault or late, over what the fleet could serve in one control interval. Minus a small
+penalty on the distance between the caps asked and granted. And the work of jobs: GPU-seconds computed in the step, in
+seconds of a GPU at full clock, over those of all batch GPUs in one control interval, times the scenario's
+`training_weight`; what is lost with a node since the last checkpoint is taken back.
+"""
+
 START = """
 The site's nodes serve the stages that the site file gives them, at an equal share of the limits, with empty queues.
 Four things are drawn, each from its own stream:
 
 | seed | draws | reset option |
 |---|---|---|
-| load | arrivals and lengths | `load_seed` |
+| load | arrivals and lengths; together with `seed`, batch jobs | `load_seed` |
 | faults | which nodes are lemons, when a node fails | `fault_seed` |
 | parameters | hidden physics, meters' bias, noise of writes and telemetry | `parameter_seed` |
 | events | when a drawn cut starts | `seed` |
@@ -134,8 +142,8 @@ the episodes that ended in the step (`AutoresetMode.SAME_STEP`).
 
 ARGUMENTS = """
 ```python
-gym.make("flyball.envs:flyball/<<id>>", scenario="bursty", obs="flat", action="bids", render_mode=None)
-gym.make_vec("flyball.envs:flyball/<<id>>", num_envs=8, scenario="bursty")
+gym.make("flyball.envs:flyball/<<id>>", scenario="<<scenario>>", obs="flat", action="bids", render_mode=None)
+gym.make_vec("flyball.envs:flyball/<<id>>", num_envs=8, scenario="<<scenario>>")
 ```
 
 | argument | values |
@@ -177,10 +185,13 @@ def documented(env_id: str) -> Callable[[type], type]:
         parts = {**SHARED, "actions": action_text(env_id), "observations": observation_text(env_id)}
         if env_id == "PowerRaw-v0":
             parts["rewards"] = RAW_REWARDS
+        if env_id == "Placement-v0":
+            parts["rewards"] = PLACEMENT_REWARDS
         sections = "\n\n".join(f"## {title}\n\n<<{part}>>" for title, part in SECTIONS.items())
         text = inspect.cleandoc(cls.__doc__ or "").replace("<<sections>>", sections)
         for name, part in parts.items():
             text = text.replace(f"<<{name}>>", part.strip())
+        text = text.replace("<<scenario>>", DEFAULT_SCENARIOS.get(env_id, DEFAULT_SCENARIO))
         cls.__doc__ = text.replace("<<id>>", env_id)
         return cls
 

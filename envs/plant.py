@@ -17,6 +17,7 @@ from ..fleet.plan import Plan
 from ..fleet.snapshot import Snapshot
 from ..fleet.tables import DECODE, PARKED, PREFILL, TRAINING
 from ..fleet.topology import Fleet
+from .batch import Batch
 from .compiled import kernel
 from .delivery import deliver_step
 from .episode_start import make_start, start_episode
@@ -193,6 +194,7 @@ class Plant:
         self._scratch = make_scratch(fleet)
         self._tiles = make_tiles(fleet)
         self._start = make_start(fleet)
+        self.batch_jobs = Batch(self) if self.scenario.queues else None
 
     @property
     def limits(self) -> np.ndarray:
@@ -225,6 +227,11 @@ class Plant:
     def control_ticks(self) -> int:
         """Ticks between two decisions of a policy."""
         return round(self.fleet.timing.control_s / self.fleet.timing.tick_s)
+
+    @property
+    def evolving(self) -> tuple[str, ...]:
+        """`EVOLVING`, and the jobs' tables where there are queues."""
+        return EVOLVING if self.batch_jobs is None else (*EVOLVING, "batch_jobs.job", "batch_jobs.account")
 
     def reset(
         self,
@@ -263,6 +270,8 @@ class Plant:
         drawn = np.array([seeds, faults, seeds if parameter_seeds is None else parameter_seeds])
         for b, (seed, fault_seed, parameter_seed) in zip(index, drawn.T.tolist(), strict=True):
             start_episode(self, self._start, b, seed, fault_seed, parameter_seed)
+            if self.batch_jobs is not None:
+                self.batch_jobs.start_episode(self, b, seed)
         return self.snapshot
 
     def step(self, bids: Bids, ticks: int | None = None) -> Snapshot:
@@ -271,6 +280,8 @@ class Plant:
         The episode must have that many ticks left.
         """
         f, st, sn = self.fleet, self.state, self.snapshot
+        if self.batch_jobs is not None:
+            self.batch_jobs.step(self, bids.node)
         control_step(
             self.control_ticks if ticks is None else ticks, self.substeps, f.node_static, f.domain_static,
             f.service_static, f.static, self.profiles, self.params, self.tick, self.time_s, self.arrivals,
@@ -284,7 +295,7 @@ class Plant:
 
     def save(self) -> PlantState:
         """Copies of everything that evolves."""
-        return PlantState({name: attrgetter(name)(self).copy() for name in EVOLVING})
+        return PlantState({name: attrgetter(name)(self).copy() for name in self.evolving})
 
     def restore(self, state: PlantState, envs: np.ndarray | None = None) -> Snapshot:
         """Go back to a saved state of the same episodes.
@@ -297,7 +308,7 @@ class Plant:
             The snapshot of then.
         """
         index = slice(None) if envs is None else np.asarray(envs)
-        for name in EVOLVING:
+        for name in self.evolving:
             attrgetter(name)(self)[index] = state.arrays[name][index]
         return self.snapshot
 
@@ -311,7 +322,7 @@ class Plant:
             copies: Batch of the new plant.
         """
         plant = Plant(self.scenario, self.fleet, copies, self.substeps)
-        for name in EPISODE + EVOLVING:
+        for name in EPISODE + self.evolving:
             attrgetter(name)(plant)[:] = attrgetter(name)(self)[env]
         return plant
 
@@ -335,6 +346,8 @@ class Plant:
     def tick_under(self, plan_node: np.ndarray) -> Snapshot:
         """Advance one tick under a plan settled elsewhere: the live service, a recording, or nobody."""
         f, sn = self.fleet, self.snapshot
+        if self.batch_jobs is not None and np.any(self.tick % self.control_ticks == 0):
+            self.batch_jobs.step(self)
         plant_tick(
             self.substeps, f.node_static, f.domain_static, f.service_static, f.static, self.profiles, self.params,
             self.tick, self.time_s, self.arrivals, self.prompt_tok, self.output_tok, self.ca2, self.cs2, self._limits,
@@ -401,13 +414,13 @@ class Plant:
 
     def kpis(self, env: int = 0) -> dict[str, float]:
         """KPIs of one environment's episode so far."""
-        is_serving, service = self.fleet.service_static["kind"] != TRAINING, self.service[env]
-        good_tok = service["served_tok"] - service["late_tok"]
+        service = self.service[env][self.fleet.service_static["kind"] != TRAINING]
+        share = (service["served_tok"] - service["late_tok"]) / np.maximum(service["offered_tok"], 1.0)
         return episode_kpis(
             self.totals[env],
             self.ttft[env].sum(0),
             self.itl[env].sum(0),
-            (good_tok / np.maximum(service["offered_tok"], 1.0))[is_serving],
+            share if self.batch_jobs is None else self.batch_jobs.fairness(env),
             float(self.params["nominal_w"][env]),
             len(self.fleet.nodes),
         )

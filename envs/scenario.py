@@ -14,6 +14,7 @@ from ..fleet.errors import BadInput, ScenarioError
 from ..fleet.site_file import load_site
 from ..fleet.toml_file import find_file, names_in, number, parse, read_toml
 from ..fleet.topology import Fleet
+from .batch_jobs import BatchSpec, QueueSpec, check_batch
 from .events import BUDGET, LIMIT_KINDS, MAX_PLANT_EVENTS, Event, check_event, check_keys
 from .load import LoadSpec, ServiceLoad
 from .training_jobs import TrainingSpec, check_training, training_services
@@ -104,6 +105,8 @@ class Scenario:
         weather: How the inlet moves.
         training: Jobs of the site's training services.
         training_weight: Reward of training all the time at full clock, where 1 is serving all that the fleet could.
+        queues: Queues that share the batch nodes.
+        batch: Jobs that arrive in them.
         hard: Why it is not easy, for its page.
         good_controller: What a good controller does, for its page.
         source: Where it was read from.
@@ -125,6 +128,8 @@ class Scenario:
     weather: WeatherSpec = field(default_factory=WeatherSpec)
     training: tuple[TrainingSpec, ...] = ()
     training_weight: float = number(0.0, low=0, high=10)
+    queues: tuple[QueueSpec, ...] = ()
+    batch: BatchSpec = field(default_factory=BatchSpec)
     hard: str = ""
     good_controller: str = ""
     source: str = dataclasses.field(default="", compare=False, metadata={"is_internal": True})
@@ -149,6 +154,8 @@ class Scenario:
         """First 16 hex digits of the SHA-256 of the content, the site's included, paths and prose not."""
         content = {k: v for k, v in asdict(self).items() if k not in PROSE}
         content["site_hash"] = self.fleet.hash
+        if not self.queues:  # as before there were any
+            del content["queues"], content["batch"]
         if self.weather.file:
             content["weather"]["file"] = hashlib.sha256(Path(self.weather.file).read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -239,6 +246,7 @@ def check_scenario(scenario: Scenario) -> None:
             f"events: {len(scenario.plant_events)} beside budgets, at most {MAX_PLANT_EVENTS}; remove some"
         )
     check_training(scenario.training, fleet)
+    check_batch(scenario.queues, scenario.batch, fleet)
     if scenario.training_weight and not training_services(fleet):
         raise ScenarioError("training_weight: the site has no training service; remove it")
     if scenario.weather.file:

@@ -183,7 +183,10 @@ def _fill(copies: Core, core: Core, env: int, seeds, count: int, load: str, know
     plant = copies.plant
     drawn = {name: plant.node[name].copy() for name in CLOCKS}
     params = plant.params.copy()
+    jobs = None if plant.batch_jobs is None else plant.batch_jobs.job.copy()
     restore(copies, state)
+    if jobs is not None:
+        plant.batch_jobs.forget_future(jobs, float(core.plant.time_s[env]))
     for name, values in drawn.items():
         plant.node[name] = values
     if knows_plant:

@@ -50,6 +50,8 @@ def plant_tables(plant: Plant) -> dict[str, np.ndarray]:
     for part in ("node", "domain", "pool", "service", "fleet"):
         out[f"state_{part}"] = getattr(plant.state, part)
     out["plan_node"], out["plan_fleet"] = plant.plan.node, plant.plan.fleet
+    if plant.batch_jobs is not None:
+        out["jobs"], out["job_account"] = plant.batch_jobs.job, plant.batch_jobs.account
     return out
 
 

@@ -9,14 +9,12 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
+from ..envs.core import DEFAULT_SCENARIO, DEFAULT_SCENARIOS
 from ..envs.environments import ENVIRONMENTS
 from ..envs.gym_env import FlyballEnv
 from ..envs.layout import Slot
 from ..envs.page_text import markdown_table
 from ..registry import make_env
-
-SCENARIO = "bursty"
-"""Scenario whose boxes are laid out in the pages: `make`'s default."""
 
 PICTURE = {"name": "curtailment.png", "scenario": "curtailment", "background": "greedy", "seed": 3, "steps": 76}
 """What the picture of the pages shows."""
@@ -28,6 +26,11 @@ def file_name(env_id: str) -> str:
     return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(words)) + ".md"
 
 
+def scenario_of(env_id: str) -> str:
+    """Scenario whose boxes are laid out in a page: `make`'s default."""
+    return DEFAULT_SCENARIOS.get(env_id, DEFAULT_SCENARIO)
+
+
 def pages() -> dict[str, str]:
     """Name of every page under docs/envs, and its text."""
     return {file_name(env_id): page(env_id) for env_id in ENVIRONMENTS}
@@ -35,12 +38,13 @@ def pages() -> dict[str, str]:
 
 def page(env_id: str) -> str:
     """One environment's page: its class docstring and the boxes of the default scenario."""
-    env: FlyballEnv = make_env(env_id, scenario=SCENARIO)
+    scenario = scenario_of(env_id)
+    env: FlyballEnv = make_env(env_id, scenario=scenario)
     fleet = env.core.fleet
     parts = [
         f"# flyball/{env_id}",
         inspect.getdoc(type(env)) or "",
-        f"## Boxes in `{SCENARIO}`",
+        f"## Boxes in `{scenario}`",
         f"The site {fleet.name} has {len(fleet.nodes)} nodes and {fleet.pools} pools.",
         f"Action, {env.action_space.shape[0]} numbers:",
         layout_table(env.action_slots()),

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from ..envs.batch_jobs import BatchSpec
 from ..envs.events import DROPOUT, FEED_LOSS, METER, OUTAGE, Event
 from ..envs.faults import CLASSES, RATE_PER_GPU_HOUR
 from ..envs.load import LoadSpec, ServiceLoad
@@ -64,6 +65,7 @@ def scenario_page(s: Scenario, has_picture: bool = False) -> str:
         *_faults(s),
         *_weather(s),
         *_training(s),
+        *_batch(s),
         "## Load",
         *_load(s),
         "## Site",
@@ -136,6 +138,36 @@ def _training(s: Scenario) -> list[str]:
         f"Training all the time at full clock is worth {s.training_weight:g} of serving all that the fleet could.",
         *(f"`{t.service}`:\n\n" + _fields(t, TrainingSpec, {"service"}) for t in s.training),
     ]
+
+
+def _batch(s: Scenario) -> list[str]:
+    if not s.queues:
+        return []
+    queues = [
+        [f"`{q.name}`", q.parent or "–", _gpus(q.quota), _gpus(q.limit), str(q.over_quota_weight), str(q.priority)]
+        for q in s.queues
+    ]
+    jobs = [
+        [
+            f"`{j.queue}`",
+            f"{j.jobs_per_hour:g}",
+            str(j.priority),
+            f"{j.work_median_s:g} s",
+            f"{j.gang_frac:.0%} of {j.gang_nodes} nodes" if j.gang_frac else "–",
+        ]
+        for j in s.batch.jobs
+    ]
+    return [
+        f"Jobs run on the nodes of `{s.batch.service}`, by the rules of [placement](../placement.md). All its GPUs "
+        f"computing at full clock are worth {s.training_weight:g} of serving all that the fleet could.",
+        _table(["queue", "parent", "quota, GPUs", "limit, GPUs", "over-quota weight", "priority"], queues),
+        _table(["queue", "jobs an hour", "priority", "median work", "gangs"], jobs),
+        _fields(s.batch, BatchSpec, {"service", "jobs"}) or "Starting and stopping them costs what it does by default.",
+    ]
+
+
+def _gpus(amount: float) -> str:
+    return f"{amount:g}" if amount >= 0 else "none"
 
 
 def _load(s: Scenario) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from ...fleet.errors import BadInput
 from ..machine import machine
 
-BENCHES = ("env", "arbiter", "http", "train", "soak")
+BENCHES = ("env", "arbiter", "http", "train", "placement", "soak")
 """Modules of this package, each with `figures(progress, **settings)`."""
 
 

@@ -416,6 +416,13 @@ def bench_http(as_json: bool) -> None:
     _bench("http", as_json)
 
 
+@bench.command("placement")
+@json_option
+def bench_placement(as_json: bool) -> None:
+    """Time of one scheduling cycle, by pending workloads."""
+    _bench("placement", as_json)
+
+
 @bench.command("soak")
 @click.option("--node-settlements", type=int, default=10_000_000, show_default=True, help="Settlements times nodes.")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -7,7 +7,7 @@ import click
 from .cli import emit, json_option, set_option
 from .console import progress_bar
 
-IDS = ("Power-v0", "Stages-v0", "Remediation-v0", "Factory-v0", "PowerRaw-v0")
+IDS = ("Power-v0", "Stages-v0", "Placement-v0", "Remediation-v0", "Factory-v0", "PowerRaw-v0")
 """`envs.IDS`, again: importing the environments would load Gymnasium for `--help`. A test holds them equal."""
 
 

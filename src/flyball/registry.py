@@ -206,10 +206,11 @@ def make_core(scenario: "Scenario", channels, background: str | None = None, **k
     return Core(scenario, policy(background or scenario.background, scenario), channels, **kwargs)
 
 
-def _core_for(env_id: str, scenario: str, action: str, batch: int, overrides, **kwargs) -> "Core":
-    from .envs.core import CHANNELS
+def _core_for(env_id: str, scenario: str | None, action: str, batch: int, overrides, **kwargs) -> "Core":
+    from .envs.core import CHANNELS, DEFAULT_SCENARIO, DEFAULT_SCENARIOS
     from .envs.scenario import load_scenario
 
+    scenario = scenario or DEFAULT_SCENARIOS.get(env_id, DEFAULT_SCENARIO)
     if action not in ("bids", "residual"):
         raise ValueError(f'action is {action!r}; use "bids" or "residual"')
     return make_core(
@@ -222,7 +223,7 @@ def _core_for(env_id: str, scenario: str, action: str, batch: int, overrides, **
     )
 
 
-def make_env(env_id="Power-v0", scenario="bursty", obs="flat", action="bids", render_mode=None, overrides=(), **kwargs):
+def make_env(env_id="Power-v0", scenario=None, obs="flat", action="bids", render_mode=None, overrides=(), **kwargs):
     """A single environment; what `gym.make` calls."""
     from .envs.environments import ENVIRONMENTS
 
@@ -232,7 +233,7 @@ def make_env(env_id="Power-v0", scenario="bursty", obs="flat", action="bids", re
 def make_vector_env(
     env_id="Power-v0",
     num_envs=8,
-    scenario="bursty",
+    scenario=None,
     obs="flat",
     action="bids",
     overrides=(),

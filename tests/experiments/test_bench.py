@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from flyball.envs.scenario import load_scenario
-from flyball.experiments.bench import BENCHES, arbiter, http, run_bench
+from flyball.experiments.bench import BENCHES, arbiter, http, placement, run_bench
 from flyball.experiments.bench.fleets import five_levels, rows_of_racks, scenario_on
 from flyball.experiments.bench.three_phase import Request, ThreePhase
 from flyball.experiments.bench.timing import REPEATS, Sample, seconds_per_call
+from flyball.experiments.referee.placement import PlacementJudge
+from flyball.fleet.arbiter.placement import place
 from flyball.fleet.errors import BadInput, FlyballError
 from flyball.fleet.site_file import load_site
 
@@ -58,6 +60,24 @@ def test_samples_have_median_and_spread():
     calls = []
     assert len(seconds_per_call(lambda: calls.append(1), repeats=1, repeat_s=1e-4).values) == REPEATS
     assert len(calls) > REPEATS
+
+
+def test_placement_figures_have_the_names_of_the_contract():
+    """One cycle per number of pending workloads, with what it did; a cycle that did nothing would measure nothing."""
+    out = run_bench("placement", quiet, nodes=20, pending=(40, 80))
+    figures = out["figures"]
+    assert out["bench"] == "placement" and set(out) == {"bench", "figures", "machine"}
+    assert figures["cycle_40_s"] > 0 and figures["cycle_80_s"] >= figures["kernel_80_s"] > 0
+    assert all(figures[f"{name}_80"] > 0 for name in ("started", "nominated", "evicted"))
+    assert placement.PENDING == (1000, 4000)
+
+
+def test_the_busy_fleet_of_the_placement_bench_passes_the_judge():
+    """What is timed is a legal cycle: every clause of guarantee 8 holds on it."""
+    fleet = five_levels(30)
+    queues, work, nodes, bids, headroom_w, now_s = placement.busy_world(fleet, 200, np.random.default_rng(1))
+    result = place(fleet, queues, work, nodes, bids, headroom_w, now_s)
+    assert PlacementJudge(fleet, queues, work, nodes, headroom_w, now_s, result).judge() == []
 
 
 def test_arbiter_figures_have_the_names_of_the_contract():

@@ -47,8 +47,8 @@ def test_a_class_docstring_is_its_page(env_id):
 def test_tables_match_the_real_spaces(env_id):
     """Features and ranges are the schema's, keys and shapes the Dict's, indices and sizes the boxes'."""
     text = env_pages.page(env_id)
-    flat = make_env(env_id, scenario=env_pages.SCENARIO)
-    tokens = make_env(env_id, scenario=env_pages.SCENARIO, obs="tokens")
+    flat = make_env(env_id, scenario=env_pages.scenario_of(env_id))
+    tokens = make_env(env_id, scenario=env_pages.scenario_of(env_id), obs="tokens")
     found = tables(text)
     kinds = ["pool", "node", "fleet"] if flat.core.has_nodes else ["pool", "fleet"]
     features = [rows for head, rows in found if head[0] == "column"]
