@@ -98,12 +98,15 @@ def backend_factors() -> dict[str, dict]:
 
 @cache
 def corrections() -> dict[str, dict[str, dict[str, float]]]:
-    """Measured over predicted: "decode", "prefill", "power" -> product or "any" -> "model/precision" -> factor."""
+    """Measured over predicted: "decode", "prefill", "power" -> product or "any" -> "model/precision" -> factor.
+
+    "power-load" is a factor on what requests add, on top; "decode-load" and "prefill-load" are of engines alone.
+    """
     return tomllib.loads((PROFILES / "corrections.toml").read_text())
 
 
 def correction(kind: str, sku: str, model: "ModelProfile") -> float:
-    """The factor on one profile's step time, prompt time or draw above idle; 1 where nobody measured the model."""
+    """The factor of a kind (`corrections`) for one profile; 1 where nobody measured the model."""
     of = corrections().get(kind, {})
     name = f"{model.architecture.name}/{model.precision}"
     here, width = of.get(sku, {}), f"@x{model.gpus}"
@@ -172,7 +175,8 @@ def profile_row(model: ModelProfile, sku: str) -> dict[str, float]:
     draw_scale = correction("power", sku, model)
     gpu = replace(gpu, am_w=gpu.am_w * draw_scale, ac_w=gpu.ac_w * draw_scale)
     j = model.job(gpu)
-    decode, prompt, use = decode_terms(gpu.law, j), prompt_terms(gpu.law, j), use_terms(gpu.power, j)
+    decode, prompt = decode_terms(gpu.law, j), prompt_terms(gpu.law, j)
+    use = use_terms(gpu.power, j).tilted(correction("power-load", sku, model))
     weight_bytes = j.common_bytes * model.dp + j.expert_bytes  # attention ranks hold a copy each
     hbm_frac = weight_bytes / (model.gpus * gpu.hbm)
     row = {f.name: getattr(gpu, f.name) for f in fields(gpu) if f.name in PROFILE.names}

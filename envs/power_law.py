@@ -6,7 +6,7 @@ u_c is arithmetic over the peak, weighted by class. Whatever else makes a step l
 both: that is why a measured GPU with an idle host draws 300 W at batch 64.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -54,6 +54,12 @@ class UseTerms:
             self.fixed_s + self.experts_s * batch / (batch + half) + batch * (self.state_s + context * self.context_s)
         ) / step_s
         return x / np.sqrt(1.0 + x * x), self.request_s * batch * (1.0 + prompt_share) / step_s
+
+    def tilted(self, tilt: Number) -> "UseTerms":
+        """The same with what requests add to the draw `tilt` times as large; arithmetic draws as its root."""
+        return replace(
+            self, context_s=self.context_s * tilt, state_s=self.state_s * tilt, request_s=self.request_s * tilt * tilt
+        )
 
 
 def kernel_class(j: Job) -> Number:

@@ -1,7 +1,8 @@
 """What the laws leave over for models that were measured: factors by model, precision and GPU product.
 
 A group's mean residual is shrunk towards none by n / (n + SHRINK): three rows move a prediction by a third of what
-they say, thirty by most of it. Models without rows keep the law.
+they say, thirty by most of it. Models without rows keep the law. A model has two factors: one on all that it takes,
+and one more on what grows with its load (`fit_tilts`), as a constant cannot say both of a batch of 8 and of 1024.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,13 @@ SHRINK_MODELS = 2.0
 
 LIMIT = 0.5
 """Largest correction in logarithms: more says that rows and law do not describe one thing."""
+
+TILT_PRIOR = 0.3
+"""Prior of a tilt, as the sum of squares of the load's share that weighs as much as the law itself: some five rows
+from nearly no load to nearly all of it."""
+
+TILT_LIMIT = 0.7
+"""Largest tilt of one level in logarithms."""
 
 Factors = Mapping[str, Mapping[str, float]]
 """Product -> "model/precision" -> factor. Product "any" holds what all of a model's products share; keys with an
@@ -48,6 +56,58 @@ def fit_factors(
             out[where][name] = value
             left[rows] -= value
     return {s: {g: float(np.exp(v)) for g, v in of.items()} for s, of in out.items()}
+
+
+def fit_tilts(
+    sku: np.ndarray,
+    group: np.ndarray,
+    log_ratio: np.ndarray,
+    share: np.ndarray,
+    backend: np.ndarray | None = None,
+    shared: bool = True,
+) -> dict[str, dict[str, float]]:
+    """Factors on what grows with the load, in levels as `fit_factors`, but for variants that all models share.
+
+    Args:
+        sku: GPU product of rows, shape (R,), as all.
+        group: "model/precision".
+        log_ratio: ln(measured / predicted).
+        share: d ln(predicted) / d ln(what grows with the load), in [0, 1] or near it.
+        backend: Variant.
+        shared: Whether a model's variants share one as well; otherwise each variant has its own only.
+
+    Returns:
+        As `fit_factors`. Only differences within a group count: its mean is for `fit_factors` to take, afterwards.
+    """
+    out: dict[str, dict[str, float]] = {"any": {}, **{str(s): {} for s in sorted(set(sku))}}
+    left = log_ratio.astype(float).copy()
+    for place, key in _levels(sku, group, backend):
+        for where, name in sorted(set(zip(place.tolist(), key.tolist(), strict=True))):
+            if name.startswith("@") or ("@" not in name and not shared):
+                continue
+            rows = np.flatnonzero((place == where) & (key == name))
+            rows = rows[np.abs(left[rows] - np.median(left[rows])) < LIMIT]
+            if not len(rows):
+                continue
+            x, y = share[rows] - share[rows].mean(), left[rows] - left[rows].mean()
+            tilt = float(np.clip(x @ y / (x @ x + TILT_PRIOR), -TILT_LIMIT, TILT_LIMIT))
+            out[where][name] = tilt
+            left[rows] -= tilt * x
+    return {s: {g: float(np.exp(v)) for g, v in of.items()} for s, of in out.items()}
+
+
+def recentred(
+    factors: dict[str, dict[str, float]], sku: np.ndarray, group: np.ndarray, shift: np.ndarray, backend: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """`factors` with the mean of `shift` of each model, product and variant added to its own logarithm.
+
+    Undoes what tilts move on average, where only variants are tilted: factors that variants share stay as they are.
+    """
+    out = {s: dict(of) for s, of in factors.items()}
+    place, key = _levels(sku, group, backend)[-1]
+    for where, name in sorted(set(zip(place.tolist(), key.tolist(), strict=True))):
+        out[where][name] *= float(np.exp(shift[(place == where) & (key == name)].mean()))
+    return out
 
 
 def _levels(sku: np.ndarray, group: np.ndarray, backend: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:

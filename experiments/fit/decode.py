@@ -5,7 +5,7 @@ product times a factor per serving engine, each factor held near 1 by a prior, s
 rows borrows from the others and one without rows gets the shared law.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from ...envs.laws import (
     LAW_NAMES,
     Job,
     Law,
+    Number,
     aggregated_request_s,
     decode_terms,
     job,
@@ -152,8 +153,12 @@ class ServingLaw:
         return out
 
 
-def predict(law: Law, serving: dict[str, np.ndarray], p: Points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def predict(
+    law: Law, serving: dict[str, np.ndarray], p: Points, load: Number = 1.0, prompt_load: Number = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Step times, decode batches and times to first token of rows, shape (R,) each.
+
+    `load` multiplies what requests add to a step, `prompt_load` what a prompt's tokens add to its prefill.
 
     Where a row gives the concurrency C only, the batch in flight is what Little's law leaves of it after the
     row's measured wait for the first token: b = C osl step / (ttft + osl step), with measured times.
@@ -161,7 +166,9 @@ def predict(law: Law, serving: dict[str, np.ndarray], p: Points) -> tuple[np.nda
     decode, prompt = decode_terms(law, p.job), prompt_terms(law, p.prefill_job)
     extra = np.where(p.is_agg, aggregated_request_s(law, prompt, p.isl, p.osl), 0.0)
     batch = in_flight(p)
-    step_s = decode.step_s(batch, p.isl + 0.5 * p.osl, extra)
+    decode = replace(decode, request_s=(decode.request_s + extra) * load, context_s=decode.context_s * load)
+    prompt = replace(prompt, token_s=prompt.token_s * prompt_load, token2_s=prompt.token2_s * prompt_load)
+    step_s = decode.step_s(batch, p.isl + 0.5 * p.osl)
     own_s = prompt.prompt_s(p.isl)
     concurrency = np.where(np.isfinite(p.concurrency), p.concurrency, 1.0)
     wait_s = np.where(

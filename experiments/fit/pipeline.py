@@ -1,7 +1,7 @@
 """From a data folder to every table that the simulator reads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 
 from ...envs.hardware import GpuPhysics, gpu_physics
 from ...fleet.errors import BadInput
-from .corrections import Factors, factor, fit_factors, group_names
+from .corrections import Factors, factor, fit_factors, fit_tilts, group_names, recentred
 from .decode import ServingLaw, fit_serving, points, predict
 from .kernels import KernelDraw, kernel_draws
 from .power import PowerFit, PowerPoints, apply, fit_power, power_points, predict_w
@@ -49,8 +49,10 @@ class LatencyModel:
     """Law and corrections together."""
 
     serving: ServingLaw
-    decode: Factors
-    prefill: Factors
+    decode: Factors = field(default_factory=dict)
+    prefill: Factors = field(default_factory=dict)
+    decode_load: Factors = field(default_factory=dict)
+    prefill_load: Factors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class PowerModel:
     """Fits of GPU products and corrections on the draw above idle."""
 
     fits: Mapping[str, PowerFit]
-    factors: Factors
+    factors: Factors = field(default_factory=dict)
+    load: Factors = field(default_factory=dict)
 
 
 def serving_rows(folder: Path) -> pd.DataFrame | None:
@@ -94,56 +97,99 @@ def fit_latency(rows: pd.DataFrame, corrected: bool = True) -> LatencyModel:
     """Law and corrections from rows that `usable_step` has let through, but for stalled and multimodal ones."""
     rows = rows[~is_stalled(rows) & ~is_multimodal(rows)].reset_index(drop=True)
     p, ttft = points(rows), usable_ttft(rows)
-    law = fit_serving(p, ttft)
+    model = LatencyModel(fit_serving(p, ttft))
     if not corrected:
-        return LatencyModel(law, {}, {})
-    step_s, _, first_s = predict(law.law(p.sku, p.backend), law.waits(p.backend), p)
-    g = groups(rows)
-    decode = fit_factors(p.sku, g, np.log(p.step_s / step_s), variants(rows))
-    if not ttft.any():
-        return LatencyModel(law, decode, {})
-    prefill = fit_factors(p.sku[ttft], g[ttft], np.log(p.ttft_s[ttft] / first_s[ttft]), mixes(rows)[ttft])
-    return LatencyModel(law, decode, prefill)
+        return model
+    law, waits, g = model.serving.law(p.sku, p.backend), model.serving.waits(p.backend), groups(rows)
+
+    def times(load: np.ndarray | float, prompt_load: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        step_s, _, first_s = predict(law, waits, p, load, prompt_load)
+        return step_s, first_s
+
+    plain = times(1.0, 1.0)
+    more = times(TILT_STEP, 1.0)[0], times(1.0, TILT_STEP)[1]
+    out = {}
+    for i, (name, use, measured, variant) in enumerate(
+        (("decode", np.isfinite(p.step_s), p.step_s, variants(rows)), ("prefill", ttft, p.ttft_s, mixes(rows)))
+    ):
+        if not use.any():
+            continue
+        key, of = (p.sku[use], g[use]), variant[use]
+        ratio, share = np.log(measured / plain[i])[use], (np.log(more[i] / plain[i]) / np.log(TILT_STEP))[use]
+        # many models were measured on one engine only: a tilt says how that engine fills a batch, not what the model is
+        tilts = _tilts(*key, ratio, share, of, shared=False)
+        load = factor(tilts, p.sku, g, variant)
+        tilted = times(load, 1.0)[0] if name == "decode" else times(1.0, load)[1]
+        factors = fit_factors(*key, ratio, of)
+        out |= {name: recentred(factors, *key, np.log(plain[i] / tilted)[use], of), f"{name}_load": tilts}
+    return replace(model, **out)
+
+
+TILT_STEP = 1.02
+"""Step of the difference quotient that says which share of a row grows with the load."""
+
+
+def _tilts(
+    sku: np.ndarray, group: np.ndarray, ratio: np.ndarray, share: np.ndarray, variant: np.ndarray, shared: bool
+) -> dict[str, dict[str, float]]:
+    """`fit_tilts` of what constant factors leave."""
+    left = ratio - np.log(factor(fit_factors(sku, group, ratio, variant), sku, group, variant))
+    return fit_tilts(sku, group, left, share, variant, shared)
 
 
 def predict_latency(model: LatencyModel, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Step times, times to first token and decode batches of rows, shape (R,) each."""
     p, g = points(rows), groups(rows)
-    law = model.serving
-    step_s, batch, first_s = predict(law.law(p.sku, p.backend), law.waits(p.backend), p)
-    step_s = step_s * factor(model.decode, p.sku, g, variants(rows))
-    return step_s, first_s * factor(model.prefill, p.sku, g, mixes(rows)), batch
+    law, variant, mix = model.serving, variants(rows), mixes(rows)
+    load, prompt_load = factor(model.decode_load, p.sku, g, variant), factor(model.prefill_load, p.sku, g, mix)
+    coefficients, waits = law.law(p.sku, p.backend), law.waits(p.backend)
+    step_s, batch, _ = predict(coefficients, waits, p, load)
+    _, _, first_s = predict(coefficients, waits, p, 1.0, prompt_load)
+    step_s = step_s * factor(model.decode, p.sku, g, variant)
+    return step_s, first_s * factor(model.prefill, p.sku, g, mix), batch
 
 
 def fit_watts(rows: pd.DataFrame, corrected: bool = True) -> PowerModel:
     """Power equation by GPU product from rows of `rows.mlenergy`, with corrections by model."""
-    fits, ratios = {}, np.zeros(len(rows))
+    fits, parts = {}, {}
     for sku in sorted(set(rows.sku)):
         at = (rows.sku == sku).to_numpy()
         gpu = gpu_physics()[sku]
-        p = power_points(rows[at], gpu)
-        fits[sku] = fit_power(p, gpu.tdp_w, ACTIVE_IDLE_W.get(sku, gpu.pli_w))
-        ratios[at] = _above_idle(p, fits[sku])
-    factors = fit_factors(rows.sku.to_numpy(str), groups(rows), ratios, widths(rows)) if corrected else {}
-    return PowerModel(fits, factors)
+        parts[sku] = at, power_points(rows[at], gpu)
+        fits[sku] = fit_power(parts[sku][1], gpu.tdp_w, ACTIVE_IDLE_W.get(sku, gpu.pli_w))
+    if not corrected:
+        return PowerModel(fits)
+
+    def ratios(load: np.ndarray) -> np.ndarray:
+        out = np.zeros(len(rows))
+        for sku, (at, p) in parts.items():
+            out[at] = _above_idle(p, fits[sku], load[at])
+        return out
+
+    sku, group, width, ones = rows.sku.to_numpy(str), groups(rows), widths(rows), np.ones(len(rows))
+    plain = ratios(ones)
+    share = (plain - ratios(ones * TILT_STEP)) / np.log(TILT_STEP)
+    load = _tilts(sku, group, plain, share, width, shared=True)
+    return PowerModel(fits, fit_factors(sku, group, ratios(factor(load, sku, group, width)), width), load)
 
 
-def _above_idle(p: PowerPoints, fit: PowerFit) -> np.ndarray:
+def _above_idle(p: PowerPoints, fit: PowerFit, load: np.ndarray | float = 1.0) -> np.ndarray:
     """ln(measured / predicted) of the draw above idle with weights, shape (R,)."""
     idle_w = fit.pli_w + fit.aw_w * p.hbm_frac
     floor_w = 0.05 * fit.limit_w
-    return np.log(np.maximum(p.gpu_w - idle_w, floor_w) / np.maximum(predict_w(fit, p) - idle_w, floor_w))
+    return np.log(np.maximum(p.gpu_w - idle_w, floor_w) / np.maximum(predict_w(fit, p, tilt=load) - idle_w, floor_w))
 
 
 def predict_watts(model: PowerModel, rows: pd.DataFrame) -> np.ndarray:
     """Watts per GPU of rows at their measured rates, shape (R,); NaN for products without a fit."""
     out = np.full(len(rows), np.nan)
-    scale = factor(model.factors, rows.sku.to_numpy(str), groups(rows), widths(rows))
+    key = rows.sku.to_numpy(str), groups(rows), widths(rows)
+    scale, tilt = factor(model.factors, *key), factor(model.load, *key)
     for sku in sorted(set(rows.sku)):
         if sku not in model.fits:
             continue
         at = (rows.sku == sku).to_numpy()
-        out[at] = predict_w(model.fits[sku], power_points(rows[at], gpu_physics()[sku]), scale[at])
+        out[at] = predict_w(model.fits[sku], power_points(rows[at], gpu_physics()[sku]), scale[at], tilt[at])
     return out
 
 
@@ -162,7 +208,7 @@ def fit_profiles(data_dir: Path) -> FittedProfiles:
         raise BadInput(f"{data_dir}: none of mlenergy_v3, aiconfigurator, splitwise_sim is there; give their parent")
     rows = rows[usable_step(rows)].reset_index(drop=True)
     latency = fit_latency(rows)
-    power = fit_watts(watts) if watts is not None else PowerModel({}, {})
+    power = fit_watts(watts) if watts is not None else PowerModel({})
     gpus, notes = _gpus(power, kernel_draws(data_dir))
     if watts is not None:
         error = np.abs(predict_watts(power, watts) / watts.gpu_w.to_numpy() - 1)
@@ -177,7 +223,11 @@ def fit_profiles(data_dir: Path) -> FittedProfiles:
             continue
         error = np.abs(step_s[at] / rows.step_s.to_numpy()[at] - 1)
         notes[sku]["law"] = f"step time, median error {100 * np.median(error):.1f} % of {at.sum()} rows, in-sample"
-    corrections = {"decode": latency.decode, "prefill": latency.prefill, "power": power.factors}
+    corrections = {
+        "decode": latency.decode, "decode-load": latency.decode_load,
+        "prefill": latency.prefill, "prefill-load": latency.prefill_load,
+        "power": power.factors, "power-load": power.load,
+    }  # fmt: skip
     return FittedProfiles(gpus, latency.serving, corrections, {s: _note(n) for s, n in notes.items()})
 
 

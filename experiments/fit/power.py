@@ -64,9 +64,16 @@ def power_points(rows: pd.DataFrame, gpu: GpuPhysics) -> PowerPoints:
     )  # fmt: skip
 
 
-def predict_w(fit: PowerFit, p: PowerPoints, scale: np.ndarray | float = 1.0) -> np.ndarray:
-    """Watts per GPU of rows, shape (R,); `scale` multiplies the draw of memory and compute."""
-    u_m, u_c = use_terms(fit.law, p.job).use(p.batch, p.job.experts_half, p.isl + 0.5 * p.osl, p.step_s, p.isl / p.osl)
+def predict_w(
+    fit: PowerFit, p: PowerPoints, scale: np.ndarray | float = 1.0, tilt: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """Watts per GPU of rows, shape (R,).
+
+    `scale` multiplies the draw of memory and compute, `tilt` what requests add to it: KV, state and arithmetic, whose
+    draw grows as its root.
+    """
+    terms = use_terms(fit.law, p.job).tilted(tilt)
+    u_m, u_c = terms.use(p.batch, p.job.experts_half, p.isl + 0.5 * p.osl, p.step_s, p.isl / p.osl)
     free_w = fit.pli_w + fit.aw_w * p.hbm_frac + scale * (fit.am_w * u_m + fit.ac_w * np.sqrt(u_c))
     width, reached_w = LIMIT_ROUNDING * fit.limit_w, LIMIT_REACHED * fit.limit_w
     return -width * np.logaddexp(-free_w / width, -reached_w / width)

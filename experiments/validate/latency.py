@@ -19,8 +19,8 @@ SOURCES = "aiconfigurator, mlenergy_v3 and splitwise_sim"
 
 def shipped_model() -> LatencyModel:
     """The parameters in the package."""
-    factors = corrections()
-    return LatencyModel(shipped_serving(), factors.get("decode", {}), factors.get("prefill", {}))
+    kinds = ("decode", "prefill", "decode-load", "prefill-load")
+    return LatencyModel(shipped_serving(), *(corrections().get(k, {}) for k in kinds))
 
 
 def _kinds(rows: pd.DataFrame) -> np.ndarray:

@@ -23,7 +23,7 @@ SMALL_TOKENS, LARGE_BATCH = 16.0, 128.0
 def shipped_model() -> PowerModel:
     """The parameters in the package, for every product."""
     fits = {sku: shipped_fit(gpu) for sku, gpu in gpu_physics().items()}
-    return PowerModel(fits, corrections().get("power", {}))
+    return PowerModel(fits, corrections().get("power", {}), corrections().get("power-load", {}))
 
 
 def check_power(data: Path) -> list[Finding]:
