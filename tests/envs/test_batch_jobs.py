@@ -204,13 +204,15 @@ def test_futures_do_not_know_the_jobs_to_come(make_core):
 
 def test_policies_that_roll_out_know_the_jobs_of_now_alone(make_core):
     """The copies that a model-predictive policy plays hold the jobs that have arrived, and no others."""
-    from flyball.envs.branch import Roll
+    from flyball.envs.branch import PlantSimulator
 
     core = make_core(NAME, batch=1)
     for _ in range(40):
         core.step(core.base)
-    roll = Roll(core.scenario, core.plant, 2, 60)
-    roll.start(core.plant, 0)
+    simulator = PlantSimulator(core.scenario)
+    simulator.follow(core.plant)
+    roll = simulator.branch(np.array([0]), 3, 12)
+    roll = simulator.branch(np.array([0]), 2, 12)  # in the first rows of the same room
     assert roll._plant.batch_jobs.job[1].tobytes() == core.plant.batch_jobs.job[0].tobytes()
     roll.guess(np.ones((2, 60, 2, 3)), {})
     for env in range(2):
