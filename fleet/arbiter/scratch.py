@@ -40,6 +40,7 @@ class Scratch(NamedTuple):
     pool: np.ndarray  # (11, P) float64
     top: np.ndarray  # (N + 1,) int64: the largest jumps of a domain
     count: np.ndarray  # (2, N) int64: per failure domain
+    threshold: np.ndarray  # (N,) float64
     first: np.ndarray  # (NEAR_W,) float64
     who: np.ndarray  # (NEAR_W,) int64
 
@@ -58,6 +59,7 @@ def scratch_of(nodes: int, domains: int, pools: int) -> Scratch:
         pool=np.empty((11, pools), np.float64),
         top=np.empty(nodes + 1, np.int64),
         count=np.empty((2, nodes), np.int64),
+        threshold=np.empty(nodes, np.float64),
         first=np.empty(NEAR_W, np.float64),
         who=np.empty(NEAR_W, np.int64),
     )
