@@ -9,7 +9,8 @@ from ..topology import Fleet
 # rows of Scratch.node, int64 per node
 LO, HI, CAP_MAX, CHARGE, ALLOWED, CAP, BOUND, KIND, FRESH, WISH, FLOOR, TARGET, STAGE_BEFORE, SPARE = range(14)
 CEILING, BEFORE = 14, 15  # of a tree filling: caps of the last sweep, and `hi` as it was
-NODE_ROWS = 16
+IS_APART, CAP_BEFORE, RESEND = 16, 17, 18  # counts apart from its cap; the last command; whether to say it again
+NODE_ROWS = 19
 # rows of Scratch.weight, float64 per node
 BID_WEIGHT, EQUAL_WEIGHT = range(2)
 # rows of Scratch.domain, int64 per domain
