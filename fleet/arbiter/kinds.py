@@ -73,9 +73,22 @@ def judge(i, is_obeying, wish, static, service_static, sn, st, node):
         lo = hi = min(charge_w, st.settling_w) if st.hold_s > 0.0 else charge_w
     elif kind == PARKING and wish < 0 and st.is_parked != 0:
         lo = hi = static.parked_max_w
+    _write(i, kind, charge_w, (st.is_parked != 0) | (kind == SILENT), lo, hi, static, st, node)
+
+
+@kernel(inline=True)
+def judge_usual(i, static, service_static, st, node):
+    """`judge` for a node that is known to be FREE."""
+    hi = static.cap_max_w
+    lo = min(decode_floor(static, service_static), hi) if st.stage_cmd == DECODE else static.cap_min_w
+    _write(i, FREE, st.cap_possible_w, 0, lo, hi, static, st, node)
+
+
+@kernel(inline=True)
+def _write(i, kind, charge_w, is_apart, lo, hi, static, st, node):
     node[KIND, i] = kind
     node[CHARGE, i] = charge_w
-    node[IS_APART, i] = (st.is_parked != 0) | (kind == SILENT)
+    node[IS_APART, i] = is_apart
     node[CAP_BEFORE, i] = st.cap_cmd_w
     node[CAP_MAX, i] = static.cap_max_w
     node[FLOOR, i] = lo

@@ -16,65 +16,90 @@ from .compiled import kernel
 
 
 @kernel
-def lose_sight(static, st):
-    """What a node that was not heard for long may be running: anything, as it may have rebooted."""
-    if st.silent_w == 0:
-        st.silent_w = static.parked_max_w if st.is_parked != 0 else max(st.cap_possible_w, st.cap_cmd_w)
-    st.cap_possible_w = max(st.cap_possible_w, static.cap_max_w)
-    st.hold_s = 0.0
-    st.is_parked = 0
-    st.unacked_s = 0.0
-
-
-@kernel(inline=True)
 def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl_s):
     """Advance one node's record of what it may be running by what its telemetry says."""
-    if sn.is_silent != 0:
-        lose_sight(static, st)
+    is_silent = sn.is_silent != 0
+    if is_silent:
+        if st.silent_w == 0:
+            st.silent_w = static.parked_max_w if st.is_parked != 0 else max(st.cap_possible_w, st.cap_cmd_w)
+        st.cap_possible_w = max(st.cap_possible_w, static.cap_max_w)
+        st.hold_s = 0.0
+        st.is_parked = 0
+        st.unacked_s = 0.0
         return
     st.silent_w = 0
-    # selects, not branches: which caps are on their way down is as good as random
-    possible_w, hold_s, settling_w = st.cap_possible_w, st.hold_s, st.settling_w
-    is_waiting = hold_s > 0.0
-    hold_s -= hold_step_s if is_waiting else 0.0
-    is_over = is_waiting & (not hold_s > 0.0)
-    hold_s = 0.0 if is_over else hold_s
-    possible_w = settling_w if is_over else possible_w
+    if st.hold_s > 0.0:
+        st.hold_s -= hold_step_s
+        if not st.hold_s > 0.0:
+            st.hold_s = 0.0
+            st.cap_possible_w = st.settling_w
     if not is_fresh:
-        st.cap_possible_w, st.hold_s = possible_w, hold_s
         return
-    cap_w, ack_seq, seq, cap_cmd_w = sn.cap_w, sn.ack_seq, st.seq, st.cap_cmd_w
-    has_answered, is_newest = ack_seq >= st.wait_seq, ack_seq >= seq
-    if sn.stage != PARKED:
-        st.is_parked = 0
-    elif st.stage_cmd == PARKED and not sn.moving_s > 0.0 and is_newest:
+    if st.stage_cmd == PARKED and sn.stage == PARKED and not sn.moving_s > 0.0 and sn.ack_seq >= st.seq:
         st.is_parked = 1
-    if is_newest and cap_w > cap_cmd_w:
+    elif sn.stage != PARKED:
+        st.is_parked = 0
+    has_answered = sn.ack_seq >= st.wait_seq
+    if sn.ack_seq >= st.seq and sn.cap_w > st.cap_cmd_w:
         st.unacked_s = max(st.unacked_s, lease_ttl_s + hold_step_s)  # it cannot obey: held from now on
     elif not has_answered:
         st.unacked_s += hold_step_s
-    elif st.unacked_s <= lease_ttl_s or cap_w <= cap_cmd_w:
+    elif st.unacked_s <= lease_ttl_s or sn.cap_w <= st.cap_cmd_w:
         st.unacked_s = 0.0
-    st.fallback_possible_w = st.fallback_w if is_newest else st.fallback_possible_w
-    if cap_w != UNKNOWN_W:  # an inconclusive read changes nothing
-        is_above = cap_w > possible_w  # rebooted, or another writer
-        possible_w = cap_w if is_above else possible_w
-        hold_s = 0.0 if is_above else hold_s
-        is_waiting = hold_s > 0.0
-        settling_w = max(settling_w, cap_w) if is_waiting else settling_w
-        # the newest of the commands that it may be running is known: all others are dead
-        is_known = has_answered & (not is_waiting)
-        next_w = max(max(cap_w, st.since_w), cap_cmd_w)
-        next_w = max(next_w, st.wait_w) if ack_seq == st.wait_seq else next_w
-        is_lower = is_known & (next_w < possible_w)
-        has_lag = firmware_lag_s > 0.0
-        settling_w = next_w if is_lower & has_lag else settling_w
-        hold_s = firmware_lag_s if is_lower & has_lag else hold_s
-        possible_w = next_w if is_lower & (not has_lag) else possible_w
-        st.wait_seq = seq if is_known else st.wait_seq
-        st.wait_w = cap_cmd_w if is_known else st.wait_w
-        st.since_w = 0 if is_known else st.since_w
-    st.cap_possible_w, st.hold_s, st.settling_w = possible_w, hold_s, settling_w
+    if sn.ack_seq >= st.seq:
+        st.fallback_possible_w = st.fallback_w
+    if sn.cap_w == UNKNOWN_W:  # an inconclusive read changes nothing
+        return
+    if sn.cap_w > st.cap_possible_w:  # rebooted, or another writer
+        st.cap_possible_w = sn.cap_w
+        st.hold_s = 0.0
+    if st.hold_s > 0.0:
+        st.settling_w = max(st.settling_w, sn.cap_w)
+        return
+    if has_answered:
+        possible_w = max(max(sn.cap_w, st.since_w), st.cap_cmd_w)
+        if sn.ack_seq == st.wait_seq:
+            possible_w = max(possible_w, st.wait_w)
+        st.wait_seq = st.seq
+        st.wait_w = st.cap_cmd_w
+        st.since_w = 0
+        if possible_w < st.cap_possible_w:
+            if firmware_lag_s > 0.0:
+                st.settling_w = possible_w
+                st.hold_s = firmware_lag_s
+            else:
+                st.cap_possible_w = possible_w
+
+
+@kernel(inline=True)
+def acknowledge_usual(sn, st, hold_step_s, firmware_lag_s):
+    """`acknowledge` for a fresh node that serves its stage and reads back the newest command and its very cap.
+
+    Nearly all nodes are like that nearly always, and what is left of the rules then is short.
+    """
+    cap_w = st.cap_cmd_w
+    possible_w, hold_s, settling_w = st.cap_possible_w, st.hold_s, st.settling_w
+    # selects, not branches: which caps are on their way down is as good as random
+    is_waiting = hold_s > 0.0
+    hold_s = hold_s - hold_step_s if is_waiting else hold_s
+    is_over = is_waiting & (not hold_s > 0.0)
+    possible_w = settling_w if is_over else possible_w
+    is_waiting = is_waiting & (not is_over) & (cap_w <= possible_w)
+    possible_w = max(possible_w, cap_w)
+    settling_w = max(settling_w, cap_w) if is_waiting else settling_w
+    next_w = max(max(cap_w, st.since_w), st.wait_w if sn.ack_seq == st.wait_seq else cap_w)
+    is_lower = (not is_waiting) & (next_w < possible_w)
+    has_lag = firmware_lag_s > 0.0
+    st.settling_w = next_w if is_lower & has_lag else settling_w
+    st.hold_s = firmware_lag_s if is_lower & has_lag else (hold_s if is_waiting else 0.0)
+    st.cap_possible_w = next_w if is_lower & (not has_lag) else possible_w
+    st.wait_seq = st.wait_seq if is_waiting else st.seq
+    st.wait_w = st.wait_w if is_waiting else cap_w
+    st.since_w = st.since_w if is_waiting else 0
+    st.fallback_possible_w = st.fallback_w
+    st.silent_w = 0
+    st.is_parked = 0
+    st.unacked_s = 0.0
 
 
 @kernel(inline=True)

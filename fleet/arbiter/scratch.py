@@ -42,12 +42,14 @@ class Scratch(NamedTuple):
     top: np.ndarray  # (N + 1,) int64: the largest jumps of a domain
     count: np.ndarray  # (2, N) int64: per failure domain
     threshold: np.ndarray  # (N,) float64
+    threshold_bits: np.ndarray  # (N,) int64: the same memory, read as whole numbers
     first: np.ndarray  # (NEAR_W,) float64
     who: np.ndarray  # (NEAR_W,) int64
 
 
 def scratch_of(nodes: int, domains: int, pools: int) -> Scratch:
     """Working memory for sizes."""
+    threshold = np.empty(nodes, np.float64)
     return Scratch(
         node=np.empty((NODE_ROWS, nodes), np.int64),
         weight=np.empty((2, nodes), np.float64),
@@ -60,7 +62,8 @@ def scratch_of(nodes: int, domains: int, pools: int) -> Scratch:
         pool=np.empty((11, pools), np.float64),
         top=np.empty(nodes + 1, np.int64),
         count=np.empty((2, nodes), np.int64),
-        threshold=np.empty(nodes, np.float64),
+        threshold=threshold,
+        threshold_bits=threshold.view(np.int64),
         first=np.empty(NEAR_W, np.float64),
         who=np.empty(NEAR_W, np.int64),
     )

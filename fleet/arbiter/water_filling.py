@@ -21,6 +21,9 @@ from .scratch import CAP, NEAR_W
 NEWTON_STEPS, EXACT_STEPS = 12, 8
 """Steps towards the level, and those of them that look for the very watt."""
 
+INFINITY_BITS, LAST = 0x7FF << 52, (1 << 63) - 1
+"""The bits of infinity, and the largest int64."""
+
 FEW_NODES = 16
 """Among so few nodes the last watts are handed out at once."""
 
@@ -147,32 +150,34 @@ def hand_out_few(left_w, weight, hi, cap, first, who):
 
 
 @kernel
-def hand_out_ties(left_w, weight, hi, cap, threshold):
+def hand_out_ties(left_w, weight, hi, cap, threshold, bits):
     """The same for many watts and few distinct thresholds: at most NEAR_W thresholds, one after the other.
 
     Args:
-        threshold: Written: a row as long as `cap`.
+        threshold: Written, shape (n,): what each node's next watt waits for.
+        bits: The same memory as int64. Positive floats are in the order of their bits, and the least of whole numbers
+            is found many at a time.
 
     Returns:
         What is left.
     """
     if left_w > NEAR_W * len(cap):
         return left_w  # more than so many thresholds can take
-    for i in range(len(cap)):  # divisions apart, in a loop that vectorises
-        threshold[i] = (cap[i] + 1) / weight[i]
+    for i in range(len(cap)):
+        threshold[i] = (cap[i] + 1) / weight[i] if cap[i] < hi[i] else np.inf
     for _ in range(NEAR_W):
         if left_w <= 0:
             break
-        first = np.inf
+        first = LAST
         for i in range(len(cap)):
-            first = min(first, threshold[i] if cap[i] < hi[i] else np.inf)
-        if first == np.inf:
+            first = min(first, bits[i])
+        if first >= INFINITY_BITS:
             break
         for i in range(len(cap)):
-            if threshold[i] == first and left_w > 0 and cap[i] < hi[i]:
+            if bits[i] == first and left_w > 0:
                 cap[i] += 1
                 left_w -= 1
-                threshold[i] = (cap[i] + 1) / weight[i]
+                threshold[i] = (cap[i] + 1) / weight[i] if cap[i] < hi[i] else np.inf
     return left_w
 
 
@@ -241,7 +246,7 @@ def hand_out(rounds, left_w, available_w, weight, hi, cap_max, cap, reserve, scr
         if left_w <= 0:
             break
         if left_w > NEAR_W:
-            left_w = hand_out_ties(left_w, weight, hi, cap, scratch.threshold)
+            left_w = hand_out_ties(left_w, weight, hi, cap, scratch.threshold, scratch.threshold_bits)
         else:
             left_w = hand_out_few(left_w, weight, hi, cap, scratch.first, scratch.who)
         if reserve <= 0 or left_w > 0:
