@@ -30,9 +30,8 @@ from .water_filling import push_top
 @kernel(inline=True)
 def decode_floor(static, service_static):
     """Smallest cap of a node that serves decode: latency collapses below it; a training gang only slows down."""
-    if service_static[static.service].kind == TRAINING:
-        return static.cap_min_w
-    return max(static.cap_min_w, static.decode_floor_w)
+    cap_min_w, floor_w = static.cap_min_w, static.decode_floor_w
+    return cap_min_w if service_static[static.service].kind == TRAINING else max(cap_min_w, floor_w)
 
 
 @kernel(inline=True)
@@ -79,8 +78,9 @@ def judge(i, is_obeying, wish, static, service_static, sn, st, node):
 @kernel(inline=True)
 def judge_usual(i, static, service_static, st, node):
     """`judge` for a node that is known to be FREE."""
-    hi = static.cap_max_w
-    lo = min(decode_floor(static, service_static), hi) if st.stage_cmd == DECODE else static.cap_min_w
+    hi, cap_min_w = static.cap_max_w, static.cap_min_w
+    floor_w = min(decode_floor(static, service_static), hi)
+    lo = floor_w if st.stage_cmd == DECODE else cap_min_w  # a select: stages follow no pattern
     _write(i, FREE, st.cap_possible_w, 0, lo, hi, static, st, node)
 
 

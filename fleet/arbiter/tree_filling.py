@@ -191,8 +191,9 @@ def find_ceiling(guess, weight, lo, hi, scratch):
 def fill_marked(weight, lo, hi, bound, guess, level, scratch):
     """Fill the domains marked in the MISFIT row, children first; the others do not bind."""
     domain, tree = scratch.domain, scratch.tree
-    for d in range(domain.shape[1] - 1, -1, -1):
+    for d in range(len(level)):
         level[d] = np.inf
+    for d in range(len(level) - 1, -1, -1):
         if tree[MISFIT, d] != 0:
             start, end = tree[START, d], tree[END, d]
             level[d] = fill_domain(
