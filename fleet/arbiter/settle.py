@@ -92,9 +92,7 @@ def settle_one(
         st_domain,
         domain,
     )
-    needs_health = read_nodes(
-        dt_s, fleet, node_static, service_static, sn_node, st_node, bid_node, node, weight, pool
-    )
+    needs_health = read_nodes(dt_s, fleet, node_static, service_static, sn_node, st_node, bid_node, node, weight, pool)
     update_filters(dt_s, sn_service, st_pool, pool)
     if needs_health:
         update_drains(
