@@ -110,7 +110,7 @@ def run_agent(config: AgentConfig) -> None:
         BadInput: settings that make no sense, or another agent on this node.
         AgentRefused: the service refused the first exchange for good (wrong token, unknown node).
         GpuError: no NVML on this node.
-        GuardianGone: the guardian died; caps are at the fallback, and a supervisor should start it again.
+        WatchdogGone: the guardian died; caps are at the fallback, and a supervisor should start it again.
     """
     config.check()
     client = ServiceClient(config.server, config.node, config.token or os.environ.get(TOKEN_VARIABLE), config.timeout_s)
@@ -291,13 +291,15 @@ class _Loop:
                 _log.warning("the lease expired: going to the fallback of %d W", lease.fallback_w)
             self.has_fallen = True
             hardware.set_caps(fallbacks_w, only_lower=True)
+            if action.parks:
+                self.stages.park()
             return
         self.has_fallen = False
         allowed_w = lease.cap_w
         if self.config.local_max_w is not None:
             allowed_w = min(allowed_w, self.config.local_max_w)
         shares_w = split_w(allowed_w, hardware.gpus, hardware.lost)
-        hardware.own(self.state, shares_w, fallbacks_w)
+        hardware.own(self.state, shares_w, fallbacks_w, self.stages.command_file if lease.parks else None)
         # the deadline may have passed while the state was written
         if self.state.expired(boottime_s()):
             return
@@ -358,6 +360,8 @@ class _Loop:
             return
         self.hardware.read()
         self.hardware.set_caps(split_w(lease.fallback_w, self.hardware.gpus, self.hardware.lost), only_lower=True)
+        if lease.parks:
+            self.stages.park()
         if self.clock_frac < 1.0:
             self.hardware.set_clock_ceiling(1.0)
         _log.info("stopped at the fallback of %d W", lease.fallback_w)

@@ -2,77 +2,40 @@
 
 The agent writes to a pipe: each lease's deadline and fallback, and a heartbeat several times a second. The
 guardian goes to min(cap, fallback) when the pipe closes (the agent died), when nothing was heard for the hang
-limit (it was stopped, or a driver call hangs), and when the deadline passes (the service is gone). It is
-forked before the agent initialises NVML or starts a thread, so that it shares the agent's pages and needs no
-start of its own; it initialises NVML for itself. While fallen it looks again every tenth of a second, because
-an agent that was stopped between deciding and writing may still write once when it goes on.
+limit (it was stopped, or a driver call hangs), and when the deadline passes (the service is gone). While fallen
+it looks again every tenth of a second, because an agent that was stopped between deciding and writing may still
+write once when it goes on.
 """
 
-import contextlib
-import gc
-import json
 import logging
 import math
 import os
 import select
-import signal
 from collections.abc import Mapping
+from pathlib import Path
 
-from ..fleet.errors import FlyballError
 from . import nvml
 from .errors import GpuError, GpuLost
 from .lease import boottime_s
-
-LOOK_AGAIN_S = 0.1
-LAST_WORDS_S = 60.0
-"""How long a guardian whose agent died keeps trying when NVML gives no answer."""
-
-MAX_MESSAGE_BYTES = 65536
+from .stages import PARKED, write_command
+from .watchdog import LAST_WORDS_S, LOOK_AGAIN_S, MAX_MESSAGE_BYTES, Inbox, Watchdog, fork_watchdog
 
 _log = logging.getLogger("flyball.guardian")
 
 
-class GuardianGone(FlyballError):
-    """The guardian does not run: without it no cap may be raised."""
-
-
-class Guardian:
+class Guardian(Watchdog):
     """The agent's end: tells the guardian what to do if the agent falls silent."""
 
-    def __init__(self, pid: int, pipe: int):
-        self.pid, self._pipe = pid, pipe
-
-    def hold(self, deadline_s: float, fallback_w: Mapping[str, int]) -> None:
+    def hold(self, deadline_s: float, fallback_w: Mapping[str, int], park_file: Path | None = None) -> None:
         """Hand over a deadline on `boottime_s` and each GPU's fallback, before the caps that go with them.
 
-        Raises:
-            GuardianGone: if the guardian died.
-        """
-        self._write(json.dumps({"deadline_s": deadline_s, "fallback_w": dict(fallback_w)}).encode() + b"\n")
-
-    def beat(self) -> None:
-        """Say that the agent's loop turns.
+        `park_file` is the stage command file of a node that parks at the deadline.
 
         Raises:
-            GuardianGone: if the guardian died.
+            WatchdogGone: if the guardian died.
         """
-        self._write(b"\n")
-
-    def release(self) -> None:
-        """End the guardian without a fallback: the agent has seen to the caps itself."""
-        with contextlib.suppress(GuardianGone):
-            self._write(b'{"release":true}\n')
-        os.close(self._pipe)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
-
-    def _write(self, message: bytes) -> None:
-        try:
-            # a message is cut only when the pipe is full: the guardian has not read for minutes
-            if os.write(self._pipe, message) != len(message):
-                raise GuardianGone("the guardian does not read its pipe")
-        except (BrokenPipeError, BlockingIOError):
-            raise GuardianGone(f"the guardian process {self.pid} is gone or hangs") from None
+        park = None if park_file is None else str(park_file)
+        self.tell({"deadline_s": deadline_s, "fallback_w": dict(fallback_w), "park": park})
 
 
 def start_guardian(hang_limit_s: float) -> Guardian:
@@ -82,50 +45,12 @@ def start_guardian(hang_limit_s: float) -> Guardian:
         hang_limit_s: Silence of the agent after which the guardian acts.
 
     Raises:
-        GuardianGone: if the guardian cannot reach the GPUs.
+        WatchdogGone: if the guardian cannot reach the GPUs.
     """
-    pipe_read, pipe_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-    gc.freeze()  # or the collector's marks would copy every page that the two processes share
-    pid = os.fork()
-    if pid == 0:
-        os.close(pipe_write)
-        os.close(ready_read)
-        _run(pipe_read, ready_write, hang_limit_s)
-    gc.unfreeze()
-    os.close(pipe_read)
-    os.close(ready_write)
-    with os.fdopen(ready_read, "rb") as ready:
-        answer = ready.read().decode()
-    if answer != "ready":
-        os.close(pipe_write)
-        os.waitpid(pid, 0)
-        raise GuardianGone(f"the guardian could not start: {answer or 'it died'}")
-    return Guardian(pid, pipe_write)
-
-
-def _run(pipe: int, ready: int, hang_limit_s: float) -> None:
-    status = 1
-    try:
-        os.setsid()  # a signal to the agent's process group must not take both
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        with contextlib.suppress(OSError), open("/proc/self/comm", "w") as f:
-            f.write("flyball-guard")
-        try:
-            gpus = {g.uuid: g for g in nvml.open_gpus()}
-        except GpuError as error:
-            os.write(ready, str(error).encode())
-            return
-        os.write(ready, b"ready")
-        os.close(ready)
-        _Watch(pipe, gpus, hang_limit_s).run()
-        status = 0
-    except Exception:
-        _log.exception("the guardian failed")
-    finally:
-        # never return into the agent's code
-        os._exit(status)
+    name = "guardian"
+    return Guardian(
+        name, *fork_watchdog(name, "flyball-guard", lambda pipe, gpus: _Watch(pipe, gpus, hang_limit_s).run())
+    )
 
 
 class _Watch:
@@ -135,9 +60,10 @@ class _Watch:
         self.pipe, self.gpus, self.hang_limit_s = pipe, gpus, hang_limit_s
         self.fallback_w: dict[str, int] = {}
         self.deadline_s = math.inf
+        self.park_file: Path | None = None
         self.heard_s = boottime_s()
         self.has_fallen = False
-        self._rest = b""
+        self._inbox = Inbox()
 
     def run(self) -> None:
         poller = select.poll()
@@ -157,14 +83,11 @@ class _Watch:
     def _listen(self, data: bytes) -> bool:
         """Take in messages; True when the agent lets the guardian go."""
         self.heard_s = boottime_s()
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if not line:
-                continue
-            message = json.loads(line)
+        for message in self._inbox.take(data):
             if message.get("release"):
                 return True
             self.deadline_s, self.fallback_w = message["deadline_s"], message["fallback_w"]
+            self.park_file = Path(message["park"]) if message["park"] else None
         return False
 
     def _look(self, now_s: float) -> None:
@@ -180,12 +103,24 @@ class _Watch:
             _log.warning("%s: going to the fallback", reason)
         self.has_fallen = True
         self._fall_back()
+        self._park(now_s)
 
     def _bury(self) -> None:
         _log.warning("the agent died: going to the fallback")
         until_s = boottime_s() + LAST_WORDS_S
         while not self._fall_back() and boottime_s() < until_s:
             select.select([], [], [], LOOK_AGAIN_S)
+        while not self._park(boottime_s()) and boottime_s() < max(until_s, self.deadline_s + LAST_WORDS_S):
+            select.select([], [], [], LOOK_AGAIN_S)
+
+    def _park(self, now_s: float) -> bool:
+        """Command parking once the lease has expired: a hanging agent alone unloads no model; whether it is done."""
+        if self.park_file is None:
+            return True
+        if now_s < self.deadline_s or not write_command(self.park_file, {"stage": PARKED}):
+            return False
+        self.park_file = None
+        return True
 
     def _fall_back(self) -> bool:
         """Lower every cap to its fallback, never raise one; whether nothing is left to try."""

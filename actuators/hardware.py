@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from . import nvml
 from .capping import estimate_demand_w, node_cap_w
@@ -49,7 +50,7 @@ class NodeHardware:
         self.inconclusive: set[str] = set()
         self.xids: list[XidEvent] = []
         self._xids_seen = 0
-        self._held: tuple[float, dict[str, int]] | None = None
+        self._held: tuple[float, dict[str, int], Path | None] | None = None
         self.problems: dict[str, str] = {}
         self.owned = Ownership(node)
         self.read()
@@ -126,13 +127,22 @@ class NodeHardware:
         return sum(estimate_demand_w(r, self.before.get(uuid), dt_s) for uuid, r in self.readings.items())
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────
-    def own(self, state: LeaseState, shares_w: dict[str, int], fallbacks_w: dict[str, int]) -> None:
-        """Put a lease with the guardian and on disk, before any cap is written under it."""
+    def own(
+        self,
+        state: LeaseState,
+        shares_w: dict[str, int],
+        fallbacks_w: dict[str, int],
+        park_file: Path | None = None,
+    ) -> None:
+        """Put a lease with the guardian and on disk, before any cap is written under it.
+
+        `park_file` is where the guardian commands parking when the lease expires; None where it does not park.
+        """
         if self.guardian is None or self.files is None or state.lease is None:
             return
-        if self._held != (state.deadline_s, fallbacks_w):
-            self.guardian.hold(state.deadline_s, fallbacks_w)
-            self._held = state.deadline_s, dict(fallbacks_w)
+        if self._held != (state.deadline_s, fallbacks_w, park_file):
+            self.guardian.hold(state.deadline_s, fallbacks_w, park_file)
+            self._held = state.deadline_s, dict(fallbacks_w), park_file
         gpus = {}
         for uuid, cap_w in shares_w.items():
             known = self.owned.gpus.get(uuid)

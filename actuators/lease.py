@@ -17,6 +17,11 @@ def boottime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+PARKS_W = 0
+"""The fallback of a lease whose node parks when it expires: no product takes a cap of 0 W. It is the arbiter's
+`fallbacks.PARKS_W`."""
+
+
 @dataclass(frozen=True)
 class Lease:
     """One command to one node.
@@ -26,7 +31,7 @@ class Lease:
         seq: Sequence number of the command within the epoch. A renewal repeats it with equal contents.
         ttl_s: Time to live from the sending of the request that it answers.
         cap_w: Watts that the node's GPUs may draw together while the lease lives.
-        fallback_w: Where the node goes when it does not, unless it is lower already.
+        fallback_w: Where the node goes when it does not, unless it is lower already; PARKS_W: it parks.
         request: Sequence number of the telemetry that it answers.
     """
 
@@ -36,6 +41,11 @@ class Lease:
     cap_w: int
     fallback_w: int
     request: int = 0
+
+    @property
+    def parks(self) -> bool:
+        """Whether its node parks when it expires: smallest caps, and nothing loaded."""
+        return self.fallback_w == PARKS_W
 
     def is_same_command(self, other: "Lease") -> bool:
         return (self.epoch, self.seq, self.cap_w, self.fallback_w) == (
@@ -71,10 +81,12 @@ class Action:
 
     Attributes:
         cap_w: Cap of the whole node; UNKNOWN_W with HOLD.
+        parks: Whether the node is to unload what it serves.
     """
 
     do: Do
     cap_w: int
+    parks: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,4 +167,4 @@ class LeaseState:
             return Action(Do.HOLD, UNKNOWN_W)
         if not self.expired(now_s):
             return Action(Do.APPLY, self.lease.cap_w)
-        return Action(Do.FALL_BACK, min(cap_in_force_w, self.lease.fallback_w))
+        return Action(Do.FALL_BACK, min(cap_in_force_w, self.lease.fallback_w), self.lease.parks)

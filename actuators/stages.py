@@ -9,7 +9,6 @@ With nobody to ask, the agent says back the stage that was commanded, but never 
 service would then count on watts that nobody has seen released.
 """
 
-import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -61,11 +60,28 @@ class StageLink:
         """Pass on what the service commands."""
         if reply.stage is not None and 0 <= reply.stage < PARKED:
             self._served = RunningStage(reply.stage)
-        command = {"stage": reply.stage, "cordoned": reply.cordoned, "drained": reply.drained}
-        if self._command_file is None or command == self._written:
-            return
-        scratch = self._command_file.with_suffix(".new")
-        with contextlib.suppress(OSError):  # tried again with the next answer
-            scratch.write_text(json.dumps(command))
-            os.replace(scratch, self._command_file)
+        self._write({"stage": reply.stage, "cordoned": reply.cordoned, "drained": reply.drained})
+
+    def park(self) -> None:
+        """Command parking without the service: the lease expired, and its fallback was to park."""
+        self._write({**(self._written or {"cordoned": False, "drained": False}), "stage": PARKED})
+
+    @property
+    def command_file(self) -> Path | None:
+        """Where commands go; None for a node whose stages nobody moves."""
+        return self._command_file
+
+    def _write(self, command: dict) -> None:
+        if self._command_file is not None and command != self._written and write_command(self._command_file, command):
             self._written = command
+
+
+def write_command(path: Path, command: dict) -> bool:
+    """Replace a command file in one step; False where it cannot be written, to be tried again."""
+    scratch = path.with_suffix(".new")
+    try:
+        scratch.write_text(json.dumps(command))
+        os.replace(scratch, path)
+    except OSError:
+        return False
+    return True

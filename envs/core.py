@@ -305,9 +305,11 @@ def _read_books(service, totals, out):
         out[4, b] = totals[b].trained_gpu_s
 
 
-def _rows(plant: Plant, envs: np.ndarray):
+def _rows(plant: Plant, envs: np.ndarray | slice):
     """State and snapshot of some environments."""
     st, sn = plant.state, plant.snapshot
+    if len(envs) == 1:  # episodes that end apart from each other: a view, where an index copies records by their fields
+        envs = slice(int(envs[0]), int(envs[0]) + 1)
     state = replace(
         st,
         node=st.node[envs],

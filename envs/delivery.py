@@ -98,6 +98,7 @@ def _trip(b, d, measured, node_static, domain_static, node, domain, service, tot
             above = domain_static[above].parent
         if above == d:
             domain[b, e].dark_s = BREAKER_RESET_S
+    tiles.broken[0] = 1
     start, end = domain_static[d].node_start, domain_static[d].node_end
     for t in range(tiles.static.shape[0]):
         column = tiles.column[t]

@@ -1,4 +1,4 @@
-"""One class per environment id. Its docstring is its page: `page_text` fills its tables in from `fleet.schema`.
+"""One class per environment id. Its docstring is its page: `page_text` fills in what every page has, with its tables.
 
 `python -m flyball.experiments.env_pages docs/envs` writes the pages; a test holds them to the classes.
 """
@@ -21,37 +21,7 @@ class PowerEnv(FlyballEnv):
     Bids are not commands. The arbiter spreads each pool's watts over its nodes, down a tree of power limits, every
     second, and no bid can exceed a limit: what is to be learned is value, not safety.
 
-    ## Action space
-
-    <<actions>>
-
-    ## Observation space
-
-    <<observations>>
-
-    ## Rewards
-
-    <<rewards>>
-
-    ## Starting state
-
-    <<start>>
-
-    ## Episode end
-
-    <<end>>
-
-    ## Information
-
-    <<info>>
-
-    ## Arguments
-
-    <<arguments>>
-
-    ## Version history
-
-    <<history>>
+    <<sections>>
     """
 
 
@@ -66,37 +36,7 @@ class StagesEnv(FlyballEnv):
     keeps a margin of decode nodes, and holds moves to a rate and a dwell. The difficulty is delay: a node asked for now
     serves in the next burst, or misses it.
 
-    ## Action space
-
-    <<actions>>
-
-    ## Observation space
-
-    <<observations>>
-
-    ## Rewards
-
-    <<rewards>>
-
-    ## Starting state
-
-    <<start>>
-
-    ## Episode end
-
-    <<end>>
-
-    ## Information
-
-    <<info>>
-
-    ## Arguments
-
-    <<arguments>>
-
-    ## Version history
-
-    <<history>>
+    <<sections>>
     """
 
 
@@ -111,37 +51,7 @@ class RemediationEnv(FlyballEnv):
     more than the allowed share of a failure domain. Scenarios with faults or heat are the ones to learn on:
     `scenario="faults"` or `"thermal"`.
 
-    ## Action space
-
-    <<actions>>
-
-    ## Observation space
-
-    <<observations>>
-
-    ## Rewards
-
-    <<rewards>>
-
-    ## Starting state
-
-    <<start>>
-
-    ## Episode end
-
-    <<end>>
-
-    ## Information
-
-    <<info>>
-
-    ## Arguments
-
-    <<arguments>>
-
-    ## Version history
-
-    <<history>>
+    <<sections>>
     """
 
 
@@ -155,37 +65,7 @@ class FactoryEnv(FlyballEnv):
     saves energy where a cap does not bind; it can only ever lower draw. The action has one number per node and channel
     beside those of the pools: share weights or exploration noise between nodes.
 
-    ## Action space
-
-    <<actions>>
-
-    ## Observation space
-
-    <<observations>>
-
-    ## Rewards
-
-    <<rewards>>
-
-    ## Starting state
-
-    <<start>>
-
-    ## Episode end
-
-    <<end>>
-
-    ## Information
-
-    <<info>>
-
-    ## Arguments
-
-    <<arguments>>
-
-    ## Version history
-
-    <<history>>
+    <<sections>>
     """
 
 
@@ -204,37 +84,7 @@ class PowerRawEnv(FlyballEnv):
     Nothing is settled, so what the arbiter would have averaged is not there: `util_fast`, `util_slow`,
     `log_rate_trend`, `good_fast`, `reject_fast` and `bank` read as if nothing were known, and `reward_correction` is 0.
 
-    ## Action space
-
-    <<actions>>
-
-    ## Observation space
-
-    <<observations>>
-
-    ## Rewards
-
-    <<rewards>>
-
-    ## Starting state
-
-    <<start>>
-
-    ## Episode end
-
-    <<end>>
-
-    ## Information
-
-    <<info>>
-
-    ## Arguments
-
-    <<arguments>>
-
-    ## Version history
-
-    <<history>>
+    <<sections>>
     """
 
 

@@ -4,6 +4,7 @@ What does not depend on a seed is written once per plant and copied: filling rec
 drawing an episode.
 """
 
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..fleet.topology import Fleet
 from .events import event_times
 from .limits import budget_series
 from .plant_tables import PLANT_DOMAIN, PLANT_NODE, PLANT_SERVICE
+from .scenario import PlantRanges
 from .world import WORLD_RANGES, start_world
 
 if TYPE_CHECKING:
@@ -84,6 +86,23 @@ def make_start(fleet: Fleet) -> Start:
     return Start(state, node, domain, service, told, {})
 
 
+@cache
+def _ranges(plant: PlantRanges) -> tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]:
+    """Names, lower and upper ends of the ranges that are drawn first, by name."""
+    names, low, high = zip(*((n, *ends) for n, ends in sorted(plant.items()) if n not in WORLD_RANGES), strict=True)
+    return names, low, high
+
+
+def _bytes(table: np.ndarray) -> np.ndarray:
+    """A table as one row of bytes per environment: NumPy copies records field by field."""
+    return np.reshape(table, (len(table), -1), copy=False).view(np.uint8)
+
+
+def _copy(table: np.ndarray, b: int, row: np.ndarray) -> None:
+    """Copy one environment's records into a table."""
+    _bytes(table)[b] = row.reshape(1, -1).view(np.uint8)[0]
+
+
 def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: int, parameter_seed: int) -> None:
     """Start an episode in environment `b` of a plant, whose load is there already.
 
@@ -100,8 +119,7 @@ def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: i
     fault_rng = np.random.default_rng([fault_seed, FAULT_STREAM])
     event_rng = np.random.default_rng([seed, EVENT_STREAM])
     p = plant.params[b]
-    ranges = [(name, *limits) for name, limits in sorted(scenario.plant.items()) if name not in WORLD_RANGES]
-    names, low, high = zip(*ranges, strict=True)
+    names, low, high = _ranges(scenario.plant)
     for name, value in zip(names, rng.uniform(low, high).tolist(), strict=True):
         p[name] = value
     p["fault_scale"] = scenario.fault_scale
@@ -115,8 +133,13 @@ def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: i
     p["warmup_s"] = scenario.warmup_s
 
     node, service, told = plant.node[b], plant.service[b], plant.snapshot
-    node.view(np.uint8)[:] = start.node.view(np.uint8)  # as bytes: records are copied field by field
-    plant.domain[b], service[:] = start.domain, start.service
+    for name in ("node", "domain", "pool", "service", "fleet"):
+        _copy(getattr(plant.state, name), b, getattr(start.state, name)[0])
+    _copy(plant.node, b, start.node)
+    _copy(plant.domain, b, start.domain)
+    _copy(plant.service, b, start.service)
+    for table in (plant.totals, plant.plan.node, plant.plan.fleet):
+        _bytes(table)[b] = 0
     budget_s = event_times(scenario.budget_events, event_rng)
     key = tuple(budget_s)
     series = start.budgets.get(key)
@@ -124,14 +147,15 @@ def start_episode(plant: "Plant", start: Start, b: int, seed: int, fault_seed: i
         series = budget_series(fleet, scenario.budget_events, budget_s, plant.ticks)
         if len(start.budgets) < BUDGETS_KEPT:
             start.budgets[key] = series
-    plant.limits[b], plant.told[b] = series
+    plant.set_limits(b, series, key in start.budgets)
     service["context"] = plant.prompt_tok[b, 0] + DECODED_SHARE * plant.output_tok[b, 0]
     start_world(p, node, plant.domain[b], service, scenario, fleet, plant.profiles, budget_s, rng, event_rng, fault_rng)
 
-    told.node[b], told.domain[b], told.service[b] = start.told.node[0], start.told.domain[0], start.told.service[0]
+    for name in ("node", "domain", "service"):
+        _copy(getattr(told, name), b, getattr(start.told, name)[0])
     told.node["temp_c"][b] = node["temp_c"]
     limits = told.domain[b]
-    limits["limit_w"], limits["next_limit_w"], limits["next_in_s"] = plant.told[b, 0].T
+    limits["limit_w"], limits["next_limit_w"], limits["next_in_s"] = series[1][0].T
     heard = told.service[b]
     heard["arrival_rps"] = plant.arrivals[b, : plant.control_ticks].mean(0) / fleet.timing.tick_s
     heard["prompt_tokens"], heard["output_tokens"] = plant.prompt_tok[b, 0], plant.output_tok[b, 0]

@@ -222,16 +222,20 @@ def generate_load(
 
     t_s = (np.arange(ticks) + 0.5)[None, :, None] * tick_s
     rate = _gamma(slow[..., 0], spec.rate_cv)
-    rate *= 1 + spec.diurnal_amplitude * np.sin(2 * np.pi * (t_s / spec.diurnal_period_s + day_phase + phase_frac))
+    if spec.diurnal_amplitude:
+        rate *= 1 + spec.diurnal_amplitude * np.sin(2 * np.pi * (t_s / spec.diurnal_period_s + day_phase + phase_frac))
     burst_mean = spec.burst_per_hour / 3600 * (spec.burst_s + spec.burst_ramp_s) * (spec.burst_height - 1)
     # bursts come on top of the slow rate and add requests of their own; together they have mean 1
     expected = (rate + bursts) / (1 + burst_mean) * mean_arrivals
     _check_size(expected)
-    swing = spec.mix_shift_amplitude * np.sin(2 * np.pi * (t_s / spec.mix_period_s + mix_phase + phase_frac))
-    # the mean of exp(a sin) over a period is I0(a): lengths keep their mean
-    level = float(np.i0(spec.mix_shift_amplitude)) if spec.mix_shift_amplitude else 1.0
-    mean_prompt = prompt * _gamma(slow[..., 1], spec.drift_cv_prompt) * np.exp(swing) / level
-    mean_output = output * _gamma(slow[..., 2], spec.drift_cv_output) * np.exp(-swing) / level
+    mean_prompt = prompt * _gamma(slow[..., 1], spec.drift_cv_prompt)
+    mean_output = output * _gamma(slow[..., 2], spec.drift_cv_output)
+    if spec.mix_shift_amplitude:
+        swing = spec.mix_shift_amplitude * np.sin(2 * np.pi * (t_s / spec.mix_period_s + mix_phase + phase_frac))
+        # the mean of exp(a sin) over a period is I0(a): lengths keep their mean
+        level = float(np.i0(spec.mix_shift_amplitude))
+        mean_prompt *= np.exp(swing) / level
+        mean_output *= np.exp(-swing) / level
     arrivals = np.stack([_counts(rng, e, spec.ca2) for rng, e in zip(rngs, expected, strict=True)])
     noise = np.stack([rng.standard_normal((2, *shape[1:])) for rng in rngs])
     return Load(
@@ -422,7 +426,11 @@ def _gamma(z: np.ndarray, cv: float) -> np.ndarray:
     if cv == 0:
         return np.ones_like(z)
     ninth = cv**2 / 9
-    return np.maximum((1 - ninth + z * np.sqrt(ninth)) ** 3, _MIN_RATE_FACTOR)
+    root = z * np.sqrt(ninth)
+    root += 1 - ninth
+    cube = root * root  # a power of 3 calls the C library's pow for every number
+    cube *= root
+    return np.maximum(cube, _MIN_RATE_FACTOR, out=cube)
 
 
 def _bursts(spec: LoadSpec, rng: np.random.Generator, ticks: int, tick_s: float, services: int) -> np.ndarray:
@@ -437,9 +445,12 @@ def _bursts(spec: LoadSpec, rng: np.random.Generator, ticks: int, tick_s: float,
             onset_s = rng.random() * span_s - lead_s
             hold_s = spec.burst_s * rng.uniform(0.5, 1.5)
             height = (spec.burst_height - 1) * rng.uniform(0.5, 1.5)
-            rise = np.minimum(np.maximum((t_s - onset_s) / ramp_s, 0), 1)
-            fall = np.minimum(np.maximum((t_s - onset_s - ramp_s - hold_s) / ramp_s, 0), 1)
-            out[:, s] += height * (rise - fall)
+            # from its onset to its end; before and after it the burst adds nothing
+            first, last = (int(x / tick_s) for x in (max(onset_s, 0.0), max(onset_s + 2 * ramp_s + hold_s, 0.0)))
+            during_s = t_s[first : last + 1] - onset_s
+            rise = np.minimum(np.maximum(during_s / ramp_s, 0), 1)
+            fall = np.minimum(np.maximum((during_s - ramp_s - hold_s) / ramp_s, 0), 1)
+            out[first : last + 1, s] += height * (rise - fall)
     return out
 
 
@@ -462,6 +473,8 @@ def _sample_mean(z: np.ndarray, mean, cv: float, count: np.ndarray) -> np.ndarra
 
 def _carried(arrivals: np.ndarray, mean: np.ndarray, start: np.ndarray) -> np.ndarray:
     """`mean` where something arrived, the last such value elsewhere, `start` before the first."""
+    if arrivals.size and arrivals.min() > 0:
+        return mean
     ticks = np.arange(arrivals.shape[1])[None, :, None]
     last = np.maximum.accumulate(np.where(arrivals > 0, ticks, -1), axis=1)
     return np.where(last >= 0, np.take_along_axis(mean, np.maximum(last, 0), axis=1), start)

@@ -13,6 +13,7 @@ from .physics import (
     decode_batch_within,
     decode_step_s,
     decode_use,
+    full_power_w,
     kv_batch,
     prompt_s,
     relative_rate,
@@ -65,6 +66,7 @@ CLOCK_EXPONENT = 2.2
 """Newton's slope for the clock under a cap is that of P ~ P0 + c phi^2.2: two steps are within 0.5 % of the root."""
 
 _power_w = single(busy_power_w)
+_full_w = single(full_power_w)
 _share = single(compute_share)
 _within = single(decode_batch_within)
 _step_s = single(decode_step_s)
@@ -90,9 +92,10 @@ def offer_capacity(s, prompt_tok, cached_tok, context, itl_s, is_aware, is_mixed
     sums = tiles.sums
     sums[:] = _ZERO
     phi_mem = _f(phi_mem)
-    for t in range(tiles.start[s], tiles.start[s + 1]):
-        column = tiles.column[t]
-        row = profiles[s, tiles.static[t].sku]
+    t, end = tiles.start[s], tiles.start[s + 1]
+    while t < end:
+        sku = tiles.static[t].sku
+        row = profiles[s, sku]
         prof = single_row(row)
         # attention reads the cached prefix too: only its own work is saved
         work_s = prompt_s(row, prompt_tok) - prompt_s(row, cached_tok) + row.prompt_fixed_s
@@ -104,22 +107,25 @@ def offer_capacity(s, prompt_tok, cached_tok, context, itl_s, is_aware, is_mixed
         context_tok = _f(context)
         itl = _f(itl_s) if is_aware else _HIGH
         limit_s = itl * _MARGIN
-        for i in range(TILE):
-            phi = column[PHI + i]
-            is_serving = (column[OFF + i] + column[DRAINED + i] <= _ZERO) & (column[MOVING + i] <= _ZERO)
-            replicas = column[REPLICAS + i] if is_serving else _ZERO
-            prefilling = replicas * column[PREFILLS + i]
-            decoding = replicas * column[DECODES + i]
-            within = _within(prof, context_tok, limit_s * _rate(phi, share, phi_mem))
-            slots = decoding * min(room, max(within, _ONE))
-            column[ADMISSIBLE + i] = slots
-            column[MIX + i] = _ZERO
-            sums[PREFILL_RATE + i] += prefilling * replica_tok_s * phi
-            sums[PREFILL_REPLICAS + i] += prefilling
-            sums[SLOTS + i] += slots
-            sums[KV_ROOM + i] += decoding * room
-        if is_mixed:
-            _mix(column, sums, prof, replica_tok_s, context_tok, itl, phi_mem)
+        while t < end and tiles.static[t].sku == sku:
+            column = tiles.column[t]
+            for i in range(TILE):
+                phi = column[PHI + i]
+                is_serving = (column[OFF + i] + column[DRAINED + i] <= _ZERO) & (column[MOVING + i] <= _ZERO)
+                replicas = column[REPLICAS + i] if is_serving else _ZERO
+                prefilling = replicas * column[PREFILLS + i]
+                decoding = replicas * column[DECODES + i]
+                within = _within(prof, context_tok, limit_s * _rate(phi, share, phi_mem))
+                slots = decoding * min(room, max(within, _ONE))
+                column[ADMISSIBLE + i] = slots
+                column[MIX + i] = _ZERO
+                sums[PREFILL_RATE + i] += prefilling * replica_tok_s * phi
+                sums[PREFILL_REPLICAS + i] += prefilling
+                sums[SLOTS + i] += slots
+                sums[KV_ROOM + i] += decoding * room
+            if is_mixed:
+                _mix(column, sums, prof, replica_tok_s, context_tok, itl, phi_mem)
+            t += 1
 
 
 @kernel
@@ -157,81 +163,85 @@ def decode_and_draw(s, dt_s, fill, busy, context, params, tiles, profiles):
     scale = _f(params.power_scale)
     # rounded down, so that no rounding of singles puts a node above its bound
     overshoot = _f((1.0 + params.firmware_overshoot_frac) * (1.0 - 3e-7))
-    for t in range(tiles.start[s], tiles.start[s + 1]):
-        column = tiles.column[t]
-        prof = single_row(profiles[s, tiles.static[t].sku])
-        for i in range(TILE):
-            phi, temp_c, off, moving_s = column[PHI + i], column[TEMP + i], column[OFF + i], column[MOVING + i]
-            is_serving = (off + column[DRAINED + i] <= _ZERO) & (moving_s <= _ZERO)
-            serves = _ONE if is_serving else _ZERO
-            # decode
-            batch = column[ADMISSIBLE + i] * fill
-            per_replica = batch / max(column[REPLICAS + i], _ONE)
-            step_s = _step_s(prof, per_replica, context)
-            share = _share(per_replica)
-            # what chunks of prompts take of the time stretches the decode steps between them
-            mix = column[MIX + i] * busy * serves
-            hot = column[HBM_RATE + i]
-            sums[TOKENS + i] += batch * dt * hot * (_ONE - mix) * _rate(phi, share, phi_mem) / step_s
-            u_m, u_c = _use(prof, per_replica, context, step_s)
-            prefills = column[PREFILLS + i]
-            is_prefill = prefills > _ZERO
-            working = serves * (prefills * busy + column[DECODES + i] * max(min(per_replica, _ONE), mix))
-            column[BATCH + i] = batch
-            column[UTIL + i] = serves * (prefills * busy + column[DECODES + i] * fill)
-            mix = _ONE if is_prefill else mix
-            share += mix * (_ONE - share)
-            u_m += mix * (prof.um_prefill - u_m)
-            u_c += mix * (prof.mfu_prefill - u_c)
-            # a cap written a while ago comes into force
-            waits_s = column[PENDING + i]
-            left_s = waits_s - dt
-            is_landing = (waits_s >= _ZERO) & (left_s < _ZERO)
-            cap_w, next_w = column[CAP + i], column[PENDING_CAP + i]
-            cap_w = next_w if is_landing else cap_w
-            column[CAP + i] = cap_w
-            column[PENDING + i] = left_s if waits_s >= _ZERO else waits_s
-            is_off = off > _ZERO
-            moving_s = max(moving_s - dt, _ZERO)
-            column[MOVING + i] = moving_s
-            # the clock under it
-            heat = min(max((temp_c - _THROTTLE_LOW) * _PER_THROTTLE, _ZERO), _ONE)
-            ceiling = min(column[CEILING + i], _ONE - _HALF * heat)
-            free_w = _power_w(_ONE, share, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
-            phi = min(max(phi, _PHI_MIN), ceiling)
-            draw_w = _power_w(phi, share, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
-            step = phi * (cap_w - draw_w) / (_EXPONENT * max(draw_w - prof.p0_w, _TWENTY))
-            phi = min(max(phi + step, _PHI_MIN), ceiling)
-            draw_w = _power_w(phi, share, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
-            step = phi * (cap_w - draw_w) / (_EXPONENT * max(draw_w - prof.p0_w, _TWENTY))
-            phi = min(max(phi + step, _PHI_MIN), ceiling)
-            draw_w = _power_w(phi, share, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
-            is_free = (free_w <= cap_w) & (ceiling >= _ONE)
-            phi = _ONE if is_free else phi
-            draw_w = free_w if is_free else draw_w
-            # the firmware holds its cap on a shorter clock than this step, within its overshoot
-            draw_w = min(draw_w, cap_w * overshoot)
-            idle_w = min(prof.pli_w, draw_w)
-            draw_w = idle_w + working * (draw_w - idle_w)
-            demand_w = prof.pli_w + working * max(min(free_w, prof.tdp_w) - prof.pli_w, _ZERO)
-            # loading a model, or nothing loaded
-            is_moving = moving_s > _ZERO
-            draw_w = prof.pli_w if is_moving else draw_w
-            demand_w = prof.pli_w if is_moving else demand_w
-            parked_w = prof.p0_w if column[DARK + i] <= _ZERO else _ZERO
-            draw_w = parked_w if is_off else draw_w
-            demand_w = prof.p0_w if is_off else demand_w
-            column[PHI + i] = _ONE if is_off | is_moving else phi
-            gpu_w = draw_w * column[GPUS + i] + parked_w * column[RESETTING + i]
-            # until its cap comes into force the node draws what it drew
-            before_w, non_gpu_w = column[GPU_W + i], column[NON_GPU + i]
-            lands = waits_s * per_dt if is_landing else _ZERO
-            lands = _ZERO if is_off | is_moving else lands
-            mean_w = gpu_w + lands * (before_w - gpu_w)
-            peak_w = max(before_w, gpu_w) if lands > _ZERO else gpu_w
-            column[LANDS + i] = lands
-            column[GPU_W + i] = gpu_w
-            column[DEMAND + i] = demand_w * column[GPUS + i] + prof.p0_w * column[RESETTING + i]
-            column[ENERGY + i] += mean_w * dt
-            column[NODE_W + i] = mean_w + non_gpu_w
-            column[PEAK_W + i] = peak_w + non_gpu_w
+    t, end = tiles.start[s], tiles.start[s + 1]
+    while t < end:
+        sku = tiles.static[t].sku
+        prof = single_row(profiles[s, sku])
+        while t < end and tiles.static[t].sku == sku:
+            column = tiles.column[t]
+            for i in range(TILE):
+                phi, temp_c, off, moving_s = column[PHI + i], column[TEMP + i], column[OFF + i], column[MOVING + i]
+                is_serving = (off + column[DRAINED + i] <= _ZERO) & (moving_s <= _ZERO)
+                serves = _ONE if is_serving else _ZERO
+                # decode
+                batch = column[ADMISSIBLE + i] * fill
+                per_replica = batch / max(column[REPLICAS + i], _ONE)
+                step_s = _step_s(prof, per_replica, context)
+                share = _share(per_replica)
+                # what chunks of prompts take of the time stretches the decode steps between them
+                mix = column[MIX + i] * busy * serves
+                hot = column[HBM_RATE + i]
+                sums[TOKENS + i] += batch * dt * hot * (_ONE - mix) * _rate(phi, share, phi_mem) / step_s
+                u_m, u_c = _use(prof, per_replica, context, step_s)
+                prefills = column[PREFILLS + i]
+                is_prefill = prefills > _ZERO
+                working = serves * (prefills * busy + column[DECODES + i] * max(min(per_replica, _ONE), mix))
+                column[BATCH + i] = batch
+                column[UTIL + i] = serves * (prefills * busy + column[DECODES + i] * fill)
+                mix = _ONE if is_prefill else mix
+                share += mix * (_ONE - share)
+                u_m += mix * (prof.um_prefill - u_m)
+                u_c += mix * (prof.mfu_prefill - u_c)
+                # a cap written a while ago comes into force
+                waits_s = column[PENDING + i]
+                left_s = waits_s - dt
+                is_landing = (waits_s >= _ZERO) & (left_s < _ZERO)
+                cap_w, next_w = column[CAP + i], column[PENDING_CAP + i]
+                cap_w = next_w if is_landing else cap_w
+                column[CAP + i] = cap_w
+                column[PENDING + i] = left_s if waits_s >= _ZERO else waits_s
+                is_off = off > _ZERO
+                moving_s = max(moving_s - dt, _ZERO)
+                column[MOVING + i] = moving_s
+                # the clock under it
+                heat = min(max((temp_c - _THROTTLE_LOW) * _PER_THROTTLE, _ZERO), _ONE)
+                ceiling = min(column[CEILING + i], _ONE - _HALF * heat)
+                free_w = _full_w(u_m, u_c, prof, scale)
+                phi = min(max(phi, _PHI_MIN), ceiling)
+                draw_w = _power_w(phi, share, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
+                step = phi * (cap_w - draw_w) / (_EXPONENT * max(draw_w - prof.p0_w, _TWENTY))
+                phi = min(max(phi + step, _PHI_MIN), ceiling)
+                draw_w = _power_w(phi, share, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
+                step = phi * (cap_w - draw_w) / (_EXPONENT * max(draw_w - prof.p0_w, _TWENTY))
+                phi = min(max(phi + step, _PHI_MIN), ceiling)
+                draw_w = _power_w(phi, share, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem)
+                is_free = (free_w <= cap_w) & (ceiling >= _ONE)
+                phi = _ONE if is_free else phi
+                draw_w = free_w if is_free else draw_w
+                # the firmware holds its cap on a shorter clock than this step, within its overshoot
+                draw_w = min(draw_w, cap_w * overshoot)
+                idle_w = min(prof.pli_w, draw_w)
+                draw_w = idle_w + working * (draw_w - idle_w)
+                demand_w = prof.pli_w + working * max(min(free_w, prof.tdp_w) - prof.pli_w, _ZERO)
+                # loading a model, or nothing loaded
+                is_moving = moving_s > _ZERO
+                draw_w = prof.pli_w if is_moving else draw_w
+                demand_w = prof.pli_w if is_moving else demand_w
+                parked_w = prof.p0_w if column[DARK + i] <= _ZERO else _ZERO
+                draw_w = parked_w if is_off else draw_w
+                demand_w = prof.p0_w if is_off else demand_w
+                column[PHI + i] = _ONE if is_off | is_moving else phi
+                gpu_w = draw_w * column[GPUS + i] + parked_w * column[RESETTING + i]
+                # until its cap comes into force the node draws what it drew
+                before_w, non_gpu_w = column[GPU_W + i], column[NON_GPU + i]
+                lands = waits_s * per_dt if is_landing else _ZERO
+                lands = _ZERO if is_off | is_moving else lands
+                mean_w = gpu_w + lands * (before_w - gpu_w)
+                peak_w = max(before_w, gpu_w) if lands > _ZERO else gpu_w
+                column[LANDS + i] = lands
+                column[GPU_W + i] = gpu_w
+                column[DEMAND + i] = demand_w * column[GPUS + i] + prof.p0_w * column[RESETTING + i]
+                column[ENERGY + i] += mean_w * dt
+                column[NODE_W + i] = mean_w + non_gpu_w
+                column[PEAK_W + i] = peak_w + non_gpu_w
+            t += 1

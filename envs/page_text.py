@@ -157,15 +157,28 @@ HISTORY = "* v0: first version; a change of meaning will bump it."
 
 SHARED = {"rewards": REWARDS, "start": START, "end": END, "info": INFO, "arguments": ARGUMENTS, "history": HISTORY}
 
+SECTIONS = {
+    "Action space": "actions",
+    "Observation space": "observations",
+    "Rewards": "rewards",
+    "Starting state": "start",
+    "Episode end": "end",
+    "Information": "info",
+    "Arguments": "arguments",
+    "Version history": "history",
+}
+"""Sections that follow the description on every page, and the part that fills each."""
+
 
 def documented(env_id: str) -> Callable[[type], type]:
-    """Fill the marks of a class docstring with what the id's channels and the schema say."""
+    """Fill the marks of a class docstring with what all pages share and what the id's channels and the schema say."""
 
     def fill(cls: type) -> type:
         parts = {**SHARED, "actions": action_text(env_id), "observations": observation_text(env_id)}
         if env_id == "PowerRaw-v0":
             parts["rewards"] = RAW_REWARDS
-        text = inspect.cleandoc(cls.__doc__ or "")
+        sections = "\n\n".join(f"## {title}\n\n<<{part}>>" for title, part in SECTIONS.items())
+        text = inspect.cleandoc(cls.__doc__ or "").replace("<<sections>>", sections)
         for name, part in parts.items():
             text = text.replace(f"<<{name}>>", part.strip())
         cls.__doc__ = text.replace("<<id>>", env_id)

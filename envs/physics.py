@@ -22,8 +22,11 @@ def voltage(phi, v_min, phi_knee):
 
 @kernel(inline=True)
 def relative_rate(phi, cb, phi_mem):
-    """Rate relative to full clock for a compute-bound share `cb` (MODEL.md section 3)."""
-    return 1.0 / (cb / phi + (1.0 - cb) * max(1.0, phi_mem / phi))
+    """Rate relative to full clock for a compute-bound share `cb` (MODEL.md section 3).
+
+    1 / (cb / phi + (1 - cb) max(1, phi_mem / phi)) with one division: loops over nodes spend their time in them.
+    """
+    return phi / (cb + (1.0 - cb) * max(phi, phi_mem))
 
 
 @kernel(inline=True)
@@ -52,6 +55,12 @@ def busy_power_w(phi, cb, u_m, u_c, prof, scale, v_min, phi_knee, kappa, phi_mem
         + scale * prof.am_w * min(u_m * rel, 1.0) * (kappa + (1.0 - kappa) * vv)
         + scale * prof.ac_w * math.sqrt(u_c * rel) * vv
     )
+
+
+@kernel(inline=True)
+def full_power_w(u_m, u_c, prof, scale):
+    """`busy_power_w` at full clock, where voltage and rate are 1."""
+    return prof.pli_w + prof.aw_w * prof.hbm_frac + scale * (prof.am_w * min(u_m, 1.0) + prof.ac_w * math.sqrt(u_c))
 
 
 @kernel(inline=True)

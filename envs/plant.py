@@ -36,7 +36,7 @@ from .plant_tables import (
 from .scenario import Scenario
 from .serving_dynamics import lose_node, serve_step
 from .telemetry import tell
-from .tiles import gather, make_tiles
+from .tiles import gather, land, make_tiles
 from .world import world_tick
 
 
@@ -46,16 +46,16 @@ def _tick_one(
     prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl, plan_node, node_told,
     domain_told, service_told, tiles,
 ):  # fmt: skip
-    """Advance environment `b` by one tick under the plan of now, and write what is told."""
+    """Advance environment `b`, whose columns are gathered, by one tick under the plan of now; write what is told."""
     tick_s = fleet_static[0].tick_s
     dt_s = tick_s / substeps
     k = tick[b]
     measured = time_s[b] >= params[b].warmup_s
-    receive_plan(b, k, tick_s, measured, params, node, plan_node, totals)
+    receive_plan(b, k, tick_s, measured, node_static, params, node, plan_node, totals, tiles)
     world_tick(
-        b, k, tick_s, time_s[b], measured, node_static, domain_static, profiles, params, node, domain, service, totals
-    )
-    gather(b, node_static, profiles, params, node, tiles)
+        b, k, tick_s, time_s[b], measured, node_static, domain_static, profiles, params, node, domain, service, totals,
+        tiles,
+    )  # fmt: skip
     for step in range(substeps):
         for s in range(service.shape[1]):
             if service_static[s].kind == TRAINING:
@@ -84,11 +84,13 @@ def plant_tick(
 ):  # fmt: skip
     """Advance every environment by one tick under the plans of now, and write what is told."""
     for b in range(node.shape[0]):
+        gather(b, node_static, profiles, params, node, tiles)
         _tick_one(
             b, substeps, node_static, domain_static, service_static, fleet_static, profiles, params, tick, time_s,
             arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
             plan_node, node_told, domain_told, service_told, tiles,
         )  # fmt: skip
+        land(b, node, tiles)
 
 
 @kernel
@@ -104,6 +106,7 @@ def control_step(
     """
     read_tree(domain_static, scratch.tree)
     for b in range(plan_fleet.shape[0]):
+        gather(b, node_static, profiles, params, node, tiles)
         for _ in range(ticks):
             settle_one(
                 node_static, domain_static, service_static, fleet_static[0], time_s[b], node_told[b], domain_told[b],
@@ -118,6 +121,7 @@ def control_step(
                 arrivals, prompt_tok, output_tok, ca2, cs2, limits, told, node, domain, service, totals, ttft, itl,
                 plan_node, node_told, domain_told, service_told, tiles,
             )  # fmt: skip
+        land(b, node, tiles)
 
 
 EPISODE = ("params", "arrivals", "prompt_tok", "output_tok", "ca2", "cs2", "limits", "told")
@@ -173,8 +177,9 @@ class Plant:
         self.output_tok = np.ones((batch, self.ticks, s))
         self.ca2 = np.ones((batch, s))
         self.cs2 = np.ones((batch, s))
-        self.limits = np.zeros((batch, self.ticks + 1, d, 2), np.int64)
-        self.told = np.zeros((batch, self.ticks + 1, d, 3))
+        self._limits = np.zeros((batch, self.ticks + 1, d, 2), np.int64)
+        self._told = np.zeros((batch, self.ticks + 1, d, 3))
+        self._series: list[object] = [None] * batch
         self.node = np.zeros((batch, n), PLANT_NODE)
         self.domain = np.zeros((batch, d), PLANT_DOMAIN)
         self.service = np.zeros((batch, s), PLANT_SERVICE)
@@ -188,6 +193,33 @@ class Plant:
         self._scratch = make_scratch(fleet)
         self._tiles = make_tiles(fleet)
         self._start = make_start(fleet)
+
+    @property
+    def limits(self) -> np.ndarray:
+        """Limits demanded and in force (`limits.budget_series`), shape (B, ticks + 1, D, 2)."""
+        self._series[:] = [None] * self.batch  # who has it may write it
+        return self._limits
+
+    @property
+    def told(self) -> np.ndarray:
+        """What the arbiter is told of them, shape (B, ticks + 1, D, 3)."""
+        self._series[:] = [None] * self.batch
+        return self._told
+
+    def set_limits(self, env: int, series: tuple[np.ndarray, np.ndarray], is_kept: bool) -> None:
+        """Write one environment's limits and what is told of them, unless they stand there already.
+
+        They are a megabyte for 25 domains and a quarter of an hour, and the same in every episode where nothing that
+        changes them is drawn.
+
+        Args:
+            env: Which environment.
+            series: From `limits.budget_series`.
+            is_kept: The same object comes again for the same limits.
+        """
+        if self._series[env] is not series:
+            self._limits[env], self._told[env] = series
+            self._series[env] = series if is_kept else None
 
     @cached_property
     def control_ticks(self) -> int:
@@ -216,16 +248,10 @@ class Plant:
             The snapshot that the first decision sees (a view that later steps overwrite).
         """
         index = np.arange(self.batch) if envs is None else np.asarray(envs)
-        fresh = self._start.state
-        for name in ("node", "domain", "pool", "service", "fleet"):
-            getattr(self.state, name)[index] = getattr(fresh, name)[0]
         self.tick[index] = 0
         self.time_s[index] = 0.0
-        self.totals[index] = 0
         self.ttft[index] = 0.0
         self.itl[index] = 0.0
-        self.plan.node[index] = 0
-        self.plan.fleet[index] = 0
         ticks = min(self.ticks, load.arrivals.shape[1])
         self.arrivals[index, :ticks] = load.arrivals[:, :ticks]
         self.arrivals[index, ticks:] = 0.0
@@ -248,7 +274,7 @@ class Plant:
         control_step(
             self.control_ticks if ticks is None else ticks, self.substeps, f.node_static, f.domain_static,
             f.service_static, f.static, self.profiles, self.params, self.tick, self.time_s, self.arrivals,
-            self.prompt_tok, self.output_tok, self.ca2, self.cs2, self.limits, self.told, self.node, self.domain,
+            self.prompt_tok, self.output_tok, self.ca2, self.cs2, self._limits, self._told, self.node, self.domain,
             self.service,
             self.totals, self.ttft, self.itl, self.plan.node, self.plan.fleet, sn.node, sn.domain, sn.service,
             st.node, st.domain, st.pool, st.service, st.fleet, bids.pool, bids.node, bids.fleet, self._scratch,
@@ -302,7 +328,7 @@ class Plant:
 
     def limits_now(self) -> None:
         """Tell the limits of each environment's present tick."""
-        now = self.told[np.arange(self.batch), self.tick]
+        now = self._told[np.arange(self.batch), self.tick]
         domain = self.snapshot.domain
         domain["limit_w"], domain["next_limit_w"], domain["next_in_s"] = now[..., 0], now[..., 1], now[..., 2]
 
@@ -311,8 +337,8 @@ class Plant:
         f, sn = self.fleet, self.snapshot
         plant_tick(
             self.substeps, f.node_static, f.domain_static, f.service_static, f.static, self.profiles, self.params,
-            self.tick, self.time_s, self.arrivals, self.prompt_tok, self.output_tok, self.ca2, self.cs2, self.limits,
-            self.told, self.node, self.domain, self.service, self.totals, self.ttft, self.itl, plan_node, sn.node,
+            self.tick, self.time_s, self.arrivals, self.prompt_tok, self.output_tok, self.ca2, self.cs2, self._limits,
+            self._told, self.node, self.domain, self.service, self.totals, self.ttft, self.itl, plan_node, sn.node,
             sn.domain, sn.service, self._tiles,
         )  # fmt: skip
         return sn
@@ -375,12 +401,13 @@ class Plant:
 
     def kpis(self, env: int = 0) -> dict[str, float]:
         """KPIs of one environment's episode so far."""
-        service = self.service[env][self.fleet.service_static["kind"] != TRAINING]
+        is_serving, service = self.fleet.service_static["kind"] != TRAINING, self.service[env]
+        good_tok = service["served_tok"] - service["late_tok"]
         return episode_kpis(
             self.totals[env],
             self.ttft[env].sum(0),
             self.itl[env].sum(0),
-            (service["served_tok"] - service["late_tok"]) / np.maximum(service["offered_tok"], 1.0),
+            (good_tok / np.maximum(service["offered_tok"], 1.0))[is_serving],
             float(self.params["nominal_w"][env]),
             len(self.fleet.nodes),
         )

@@ -61,47 +61,49 @@ PLANT_PARAMS = _dtype(
     ("event_value", "f8", (MAX_PLANT_EVENTS,)),
 )
 PLANT_NODE = _dtype(
-    # singles suffice for what is measured in watts, degrees and seconds; wide fields first, so that no byte is padding
+    # singles suffice for what is measured in watts, degrees and seconds; ordered by how often they are touched, so that
+    # a tick without faults reads a third of a record, and wide fields first in each group, so that no byte is padding;
+    # every tick
     ("pending_seq", "i8"),
     ("ack_seq", "i8"),
     ("down_s", "f8"),  # until repaired; 0: up
-    ("gpus_down", "i8"),  # GPUs in reset while the node serves on with the tensor-parallel groups that are left
-    ("fault_margin", "f8"),  # unit exponential left before the next fault that heat hastens
-    ("fault_rate", "f8"),  # per second: lemons are worse
-    ("part_down_s", "f8"),
-    ("fault_cold_margin", "f8"),  # and before the next of those that heat does not
-    ("fault_cold_rate", "f8"),
     ("cap_w", "i4"),  # in force in the driver
     ("pending_w", "i4"),  # written, not yet in force
     ("pending_s", "f4"),  # until it is; negative: nothing pending
     ("ceiling", "f4"),
     ("stage", "i4"),
-    ("moving_s", "f4"),
     ("agent_down", "i4"),  # the host is gone, not only a GPU
     ("is_drained", "i4"),
     ("xid", "i4"),
+    ("mute_frac", "f4"),  # telemetry lost by an event
+    ("is_training", "i4"),
+    # every step: columns of tiles.py within it
+    ("part_down_s", "f8"),
+    ("gpus_down", "i8"),  # GPUs in reset while the node serves on with the tensor-parallel groups that are left
+    ("moving_s", "f4"),
     ("phi", "f4"),
     ("temp_c", "f4"),
+    ("hbm_c", "f4"),  # memory: above thermal.HBM_HOT_C it is slower
     ("batch", "f4"),  # decoding requests on the node
     ("util_frac", "f4"),
     ("gpu_w", "f4"),  # draw of all its GPUs
     ("demand_w", "f4"),
     ("non_gpu_w", "f4"),
-    # faults (faults.py)
-    ("fault_xid", "i4"),  # last fault's code, whether the arbiter is told of it or not
-    ("fault_next", "i4"),  # class of the next hot fault
-    ("has_shadow", "i4"),  # it can be seen coming
-    ("ecc_count", "f4"),  # corrected memory errors since reset
-    ("wear_c", "f4"),  # extra degrees of a GPU that is about to fail
-    ("fabric", "i4"),  # nodes of one rack-scale NVLink domain share a number; 0: none
-    ("mute_frac", "f4"),  # telemetry lost by an event
-    # heat (thermal.py)
     ("heat_c_per_w", "f4"),  # per watt of the node's GPUs
     ("cool_frac", "f4"),  # of the way to balance in one tick
     ("hot_spot_c", "f4"),
-    ("hbm_c", "f4"),  # memory: above thermal.HBM_HOT_C it is slower
+    ("wear_c", "f4"),  # extra degrees of a GPU that is about to fail
+    ("fault_xid", "i4"),  # last fault's code, whether the arbiter is told of it or not
+    # faults (faults.py)
+    ("fault_margin", "f8"),  # unit exponential left before the next fault that heat hastens
+    ("fault_rate", "f8"),  # per second: lemons are worse
+    ("fault_cold_margin", "f8"),  # and before the next of those that heat does not
+    ("fault_cold_rate", "f8"),
+    ("fault_next", "i4"),  # class of the next hot fault
+    ("has_shadow", "i4"),  # it can be seen coming
+    ("ecc_count", "f4"),  # corrected memory errors since reset
+    ("fabric", "i4"),  # nodes of one rack-scale NVLink domain share a number; 0: none
     # training (training_dynamics.py); jobs are on the first node of their gang
-    ("is_training", "i4"),
     ("gang", "i4"),  # index of its first node; -1: none
     ("gang_end", "i4"),  # one past its last
     ("job_state", "i4"),

@@ -9,6 +9,7 @@ chance makes it. Completions are those of exponential output lengths within a se
 import math
 
 from ..fleet.tables import AGGREGATED, DECODE, DECODED_SHARE
+from .approximations import exp_of, log_of
 from .compiled import kernel
 from .node_loops import decode_and_draw, offer_capacity
 from .tiles import KV_ROOM, PREFILL_RATE, PREFILL_REPLICAS, SLOTS, TOKENS, lane_sum
@@ -34,7 +35,7 @@ def _come_back(sv, dt_s, after_s):
     """Requests that try again in this step: `after_s` after their rejection in the mean, exponentially."""
     if sv.retry_req <= 1e-9:
         return 0.0
-    return sv.retry_req * (1.0 - math.exp(-dt_s / max(after_s, 1e-3)))
+    return sv.retry_req * (1.0 - exp_of(-dt_s / max(after_s, 1e-3)))
 
 
 @kernel(inline=True)
@@ -129,7 +130,7 @@ def serve_step(
     sv.tick_req += arrivals
     sv.tick_prompt_tok += arrivals * prompt_tok
     sv.tick_out_tok += arrivals * output_tok
-    keep = math.exp(-dt_s / SMOOTHING_S)
+    keep = exp_of(-dt_s / SMOOTHING_S)
     sv.load_s = keep * sv.load_s + dt_s
     sv.load_req = keep * sv.load_req + arrivals
     sv.load_tok = keep * sv.load_tok + arrivals * prompt_tok
@@ -161,8 +162,16 @@ def serve_step(
         limit_s = BACKLOG_SHARE * st.ttft_s
     else:
         load = min(load, LIMITLESS_LOAD)
-    joins, works, in_time, wait_frac, wait_s, range_s, top = prefill_waiting(
-        load, prefill_replicas, service_s, ca2, cs2, limit_s - fixed_s, st.ttft_s - fixed_s, sv.wait_log
+    joins, works, in_time, wait_frac, wait_s, range_s = prefill_waiting(
+        load,
+        prefill_replicas,
+        service_s,
+        ca2,
+        cs2,
+        limit_s - fixed_s,
+        st.ttft_s - fixed_s,
+        sv.wait_log,
+        tiles.wait,
     )
     # what fits behind the queue, counting what this step will prefill, and behind decode, counting what completes
     door_s = limit_s - service_s - transfer_s
@@ -231,7 +240,7 @@ def serve_step(
     tail, spread = ITL_P99, ITL_SPREAD
     if is_mixed:
         tail = 1.0 + 0.35 * math.log2(1.0 + mean_active / max(prefill_replicas, 1.0) / 8.0)
-        spread = max(math.log(tail) / 2.33, 0.01)
+        spread = max(log_of(tail) / 2.33, 0.01)
     completed = 0.0
     good = 0.0
     good_tok = 0.0
@@ -242,8 +251,8 @@ def serve_step(
         completed = min(tokens / mean_out, active)
         share = completed / active
         life_s = mean_out * step_s
-        sv.itl_request_s += (step_s - sv.itl_request_s) * (1.0 - math.exp(-2.0 * dt_s / life_s))
-        itl_ok = 1.0 / (1.0 + math.exp(-1.7 * math.log(st.itl_s / sv.itl_request_s) / spread))
+        sv.itl_request_s += (step_s - sv.itl_request_s) * (1.0 - exp_of(-2.0 * dt_s / life_s))
+        itl_ok = 1.0 / (1.0 + exp_of(-1.7 * log_of(st.itl_s / sv.itl_request_s) / spread))
         done_tok = share * (sv.active_tok + sv.active_out_tok)
         good_share = itl_ok * sv.active_ok / active
         good = completed * good_share
@@ -262,7 +271,7 @@ def serve_step(
         _admit(sv, admissible)
     elif active > 1e-9:
         sv.itl_request_s = min(sv.itl_request_s + dt_s, 10.0)  # nothing decodes: every token in flight waits
-    sv.decode_req_s += (completed / dt_s - sv.decode_req_s) * (1.0 - math.exp(-dt_s / 3.0))
+    sv.decode_req_s += (completed / dt_s - sv.decode_req_s) * (1.0 - exp_of(-dt_s / 3.0))
     sv.kv_frac = min(sv.active / kv_room, 1.0) if kv_room > 0.0 else 0.0
 
     if measured:
@@ -281,8 +290,8 @@ def serve_step(
             taken = sv.tick_req - sv.tick_rejected
             if taken > 0.0 and joins > 1e-9:
                 add_ttft(
-                    ttft_histogram[b, s], fixed_s, slot_s, service_s, cs2, limit_s - fixed_s, wait_frac, range_s, top,
-                    taken / joins, sv,
+                    ttft_histogram[b, s], fixed_s, slot_s, service_s, cs2, limit_s - fixed_s, wait_frac, range_s,
+                    taken / joins, sv, tiles.wait,
                 )  # fmt: skip
             if sv.tick_tok > 0.0:
                 # mean and p99 of a step of this length

@@ -7,7 +7,7 @@ from .compiled import kernel
 from .event_dynamics import METER_DEAD, METER_OK
 from .node_dynamics import STREAM_DROPOUT
 from .physics import hash_uniform
-from .tiles import ENERGY, land
+from .tiles import DEMAND, ENERGY, MOVING, PENDING, PHI, TEMP, UTIL
 
 
 @kernel
@@ -15,9 +15,9 @@ def tell(
     b, tick, tick_s, measured, limits, params, node, domain, service, totals, node_told, domain_told, service_told,
     lease_ttl_s, tiles,
 ):  # fmt: skip
-    """Write environment `b`'s columns back to its nodes, and its snapshot after a tick.
+    """Write environment `b`'s snapshot after a tick.
 
-    A node that is not heard keeps its last values and ages.
+    A cap that came into force is acknowledged. A node that is not heard keeps its last values and ages.
 
     Args:
         limits: (D, 3) float64: demanded limit, announced next limit, seconds until it starts.
@@ -25,8 +25,9 @@ def tell(
     pr = params[b]
     chance, dropout_frac = tiles.chance, pr.dropout_frac
     if dropout_frac > 0.0 or pr.event_count > 0:
+        seed = pr.parameter_seed
         for n in range(node.shape[1]):
-            chance[n] = hash_uniform(pr.parameter_seed, tick, n, STREAM_DROPOUT)
+            chance[n] = hash_uniform(seed, tick, n, STREAM_DROPOUT)
     else:
         chance[:] = 1.0
     for t in range(tiles.static.shape[0]):
@@ -35,7 +36,15 @@ def tell(
             n = tiles.node[t, i]
             nd = node[b, n]
             out = node_told[b, n]
-            land(b, i, measured, column, nd, totals)
+            energy_j = column[ENERGY + i]
+            column[ENERGY + i] = 0.0
+            if nd.pending_s >= 0.0:
+                nd.pending_s = column[PENDING + i]
+                if nd.pending_s < 0.0:
+                    if measured and nd.pending_w != nd.cap_w:
+                        totals[b].cap_changes += 1.0
+                    nd.cap_w = nd.pending_w
+                    nd.ack_seq = nd.pending_seq
             if nd.agent_down == 1 or chance[n] < max(dropout_frac, nd.mute_frac):
                 out.age_s = min(out.age_s + tick_s, NEVER_S)
                 out.is_silent = 1 if out.age_s > lease_ttl_s else 0
@@ -45,15 +54,15 @@ def tell(
                 continue
             out.age_s = 0.0
             out.is_silent = 0
-            out.power_w = column[ENERGY + i] / tick_s
-            out.demand_w = nd.demand_w
-            out.util_frac = nd.util_frac
-            out.clock_frac = nd.phi
-            out.temp_c = nd.temp_c
+            out.power_w = energy_j / tick_s
+            out.demand_w = column[DEMAND + i]
+            out.util_frac = column[UTIL + i]
+            out.clock_frac = column[PHI + i]
+            out.temp_c = column[TEMP + i]
             out.cap_w = nd.cap_w
             out.ack_seq = nd.ack_seq
             out.stage = nd.stage
-            out.moving_s = nd.moving_s
+            out.moving_s = column[MOVING + i]
             out.is_up = 1 if nd.down_s <= 0.0 else 0
             out.xid = nd.xid
     for d in range(domain.shape[1]):

@@ -1,7 +1,8 @@
 """Temperatures: weather at the inlet, hot spots in the room, GPUs and their memory.
 
-First order per node and tick (MODEL.md section 8); the clock throttle above `THROTTLE_LOW_C` is applied where the
-clock is found, in `node_dynamics`, and slower memory above `HBM_HOT_C` where tokens are made, in `serving_dynamics`.
+First order per node and tick (MODEL.md section 8), in single precision over tiles; the clock throttle above
+`THROTTLE_LOW_C` is applied where the clock is found, and slower memory above `HBM_HOT_C` where tokens are made, both in
+`node_loops`.
 """
 
 import math
@@ -10,9 +11,21 @@ from functools import cache
 
 import numpy as np
 
-from ..fleet.tables import DECODE
 from ..fleet.topology import Fleet
 from .compiled import kernel
+from .tiles import (
+    BATCH,
+    COOL_FRAC,
+    DECODES,
+    GPU_W,
+    HBM_C,
+    HBM_RATE,
+    HEAT_C_PER_W,
+    SPOT_C,
+    TEMP,
+    TILE,
+    UTIL,
+)
 from .weather import WEATHER_POINTS, WeatherSpec, inlet_series
 
 THROTTLE_LOW_C, THROTTLE_HIGH_C = 83.0, 90.0
@@ -26,6 +39,10 @@ HBM_RISE_C = 10.0
 
 PREFILL_HBM_USE = 0.3
 """Share of the memory's bandwidth that compute-bound work uses; decode streams the weights in every step (A)."""
+
+_f = np.float32
+_ZERO, _ONE, _HBM_RISE, _PREFILL_USE = _f(0.0), _f(1.0), _f(HBM_RISE_C), _f(PREFILL_HBM_USE)
+_HOT, _HOT_RATE = _f(HBM_HOT_C), _f(HBM_HOT_RATE)
 
 
 @dataclass(frozen=True)
@@ -99,18 +116,22 @@ def _cooling_table(sku_names: tuple[str, ...], tick_s: float) -> np.ndarray:
 
 
 @kernel
-def thermal_tick(b, time_s, params, node):
+def thermal_tick(b, time_s, params, tiles):
     """Move environment `b`'s inlet with the weather and its GPUs towards what they draw."""
     pr = params[b]
     if pr.weather_step_s > 0.0:
         at = min(time_s / pr.weather_step_s, WEATHER_POINTS - 1.000001)
         i = int(at)
         pr.inlet_c = pr.weather_c[i] + (at - i) * (pr.weather_c[i + 1] - pr.weather_c[i])
-    for n in range(node.shape[1]):
-        nd = node[b, n]
-        target_c = pr.inlet_c + nd.hot_spot_c + nd.wear_c + nd.heat_c_per_w * nd.gpu_w
-        nd.temp_c += (target_c - nd.temp_c) * nd.cool_frac
-        use = PREFILL_HBM_USE * nd.util_frac
-        if nd.stage == DECODE and nd.is_training == 0:
-            use = nd.batch
-        nd.hbm_c = nd.temp_c + HBM_RISE_C * min(use, 1.0)
+    inlet_c = _f(pr.inlet_c)
+    for t in range(tiles.static.shape[0]):
+        column = tiles.column[t]
+        for i in range(TILE):
+            temp_c = column[TEMP + i]
+            target_c = inlet_c + column[SPOT_C + i] + column[HEAT_C_PER_W + i] * column[GPU_W + i]
+            temp_c += (target_c - temp_c) * column[COOL_FRAC + i]
+            use = column[BATCH + i] if column[DECODES + i] > _ZERO else _PREFILL_USE * column[UTIL + i]
+            hbm_c = temp_c + _HBM_RISE * min(use, _ONE)
+            column[TEMP + i] = temp_c
+            column[HBM_C + i] = hbm_c
+            column[HBM_RATE + i] = _HOT_RATE if hbm_c > _HOT else _ONE

@@ -9,6 +9,7 @@ from .events import event_times
 from .faults import fault_tick, start_faults
 from .scenario import Scenario
 from .thermal import start_temperatures, thermal_tick
+from .tiles import gather, land
 from .training_dynamics import train_tick
 from .training_jobs import start_training
 
@@ -59,10 +60,22 @@ def start_world(
 
 @kernel
 def world_tick(
-    b, tick, tick_s, time_s, measured, node_static, domain_static, profiles, params, node, domain, service, totals
-):
-    """Everything beside serving, for environment `b`, before the physics of a tick."""
-    event_tick(b, tick, tick_s, measured, node_static, domain_static, params, node, domain, service, totals)
-    fault_tick(b, tick, tick_s, measured, node_static, profiles, params, node, service, totals)
-    thermal_tick(b, time_s, params, node)
-    train_tick(b, tick_s, time_s, measured, node_static, params, node, service, totals)
+    b, tick, tick_s, time_s, measured, node_static, domain_static, profiles, params, node, domain, service, totals,
+    tiles,
+):  # fmt: skip
+    """Everything beside serving, for environment `b`, before the physics of a tick.
+
+    Faults, events and training are rare and work on the nodes' records; where there are none, and nothing is broken,
+    the nodes stay in their columns.
+    """
+    pr = params[b]
+    if pr.event_count > 0 or pr.fault_scale > 0.0 or tiles.broken[0] != 0:
+        land(b, node, tiles)
+        event_tick(b, tick, tick_s, measured, node_static, domain_static, params, node, domain, service, totals)
+        fault_tick(b, tick, tick_s, measured, node_static, profiles, params, node, service, totals)
+        gather(b, node_static, profiles, params, node, tiles)
+    thermal_tick(b, time_s, params, tiles)
+    if pr.has_training != 0:
+        land(b, node, tiles)
+        train_tick(b, tick_s, time_s, measured, node_static, params, node, service, totals)
+        gather(b, node_static, profiles, params, node, tiles)

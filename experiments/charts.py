@@ -166,7 +166,8 @@ def _shade(axes: "Axes", story: Story, is_labelled: bool = False) -> None:
     axes.set_xlim(0, story.seconds / 60)
 
 
-def _legend(axes: "Axes", columns: int) -> None:
+def legend_above(axes: "Axes", columns: int) -> None:
+    """A legend over the plot, where it hides nothing."""
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.1, handlelength=1.8)
 
 
@@ -226,7 +227,7 @@ def power_chart(story: Story) -> Draw:
         axes = figure.subplots()
         draw_power(axes, story)
         axes.set_xlabel("time, min")
-        _legend(axes, 4)
+        legend_above(axes, 4)
 
     return draw
 
@@ -238,7 +239,7 @@ def tokens_chart(story: Story) -> Draw:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         draw_tokens(top, story)
         top.set_ylabel("good, Mtok/s per MW")
-        _legend(top, 4)
+        legend_above(top, 4)
         draw_tokens(bottom, story, "spoilt_tok_s", has_offered=False)
         bottom.set_ylabel("spoilt")
         bottom.set_xlabel("time, min")
@@ -336,7 +337,7 @@ def refusals_chart(story: Story) -> Draw:
                 colors=[REASON_COLOUR[r] for r in found],
                 lw=0,
             )
-            _legend(axes, 2)
+            legend_above(axes, 2)
         axes.set_ylabel("servers")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(0, story.site.nodes)
@@ -393,7 +394,7 @@ def learning_chart(curve: Sequence[dict[str, float]]) -> Draw:
         axes.set_xlim(left=0)
         axes.set_xlabel("training time, min")
         axes.set_ylabel("goodput gain on\nvalidation windows, %")
-        _legend(axes, 3)
+        legend_above(axes, 3)
 
     return draw
 
@@ -404,10 +405,10 @@ def picture(story: Story) -> Draw:
     def draw(figure: "Figure") -> None:
         top, bottom = figure.subplots(2, 1, sharex=True)
         draw_power(top, story)
-        _legend(top, 4)
+        legend_above(top, 4)
         draw_tokens(bottom, story)
         bottom.set_ylabel("good Mtok/s per MW")
         bottom.set_xlabel("time, min")
-        _legend(bottom, 4)
+        legend_above(bottom, 4)
 
     return draw

@@ -30,7 +30,7 @@ from .machine import machine, versions
 from .story import BEST, LEARNED, STATIC, Cut, Replay, Site, Story, save_story, write_whole
 
 if TYPE_CHECKING:
-    from .live import LiveScript
+    from .live.script import LiveScript
 
 Progress = Callable[[str, float], None]
 
@@ -135,7 +135,7 @@ def tell(
     replays, source, scale = _replay(scenario, shown, load)
     live, extra = None, {}
     if script is not None:
-        from .live import run_live
+        from .live.run import run_live
 
         progress = _part(everything, 1.0 - LIVE_SHARE, 1.0, "live: ")
         live = run_live(out / "live", shown.name, _part(progress, 0.0, 0.9, ""), load, script)
@@ -200,7 +200,7 @@ def tell(
 
 def _shadow(scenario: Scenario, shown: "Shown", out: Path, progress: Progress) -> dict[str, Any]:
     """Run the policy in shadow beside a static cap table, and keep what the demo's report says of it."""
-    from .shadow_report import make_shadow_demo
+    from .shadow.demo import make_shadow_demo
 
     result = make_shadow_demo(out / "shadow", round(scenario.seconds), progress, shown.name)
     change = next(c for c in result["prediction"]["changes"] if c["kpi"] == "goodput_tok_s_per_mw")["change"]
@@ -238,7 +238,7 @@ class Shown:
 
 def _live_script(quick: bool) -> "LiveScript":
     try:
-        from .live import FULL, QUICK
+        from .live.script import FULL, QUICK
     except ImportError as e:
         raise BadInput(
             f"the live part needs the [serve] and [agent] extras ({e.name} is missing); pip install 'flyball[all]'"
@@ -319,7 +319,7 @@ def _train(config: DemoConfig, out: Path, progress: Progress) -> dict[str, Any]:
         "budget": [settings.minutes, settings.steps],
         "scenarios": [s.hash for s in scenarios],
         "schema": [schema_hash("pool"), schema_hash("fleet")],
-        "base": registry.tuned()["baselines"].get(registry.best_baseline_name(scenarios[0]), {}),
+        "base": registry.base_of(settings.base, scenarios),
         "version": __version__,
     }
     marker = run / MARKER

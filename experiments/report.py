@@ -6,6 +6,7 @@ python -m flyball.experiments.report out/demo --picture docs/demo.png  # and the
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def render(story: Story) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, percent=percent, signed=signed)
+    environment.filters.update(number=number, percent=percent, signed=signed, tied=tied)
     return environment.get_template("report.html.j2").render(
         story=story,
         headline=headline(story),
@@ -100,6 +101,14 @@ def percent(value: float | None, decimals: int = 1) -> str:
 def signed(value: float | None) -> str:
     """A relative difference with its sign."""
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:+.1f} %".replace("-", "−")
+
+
+UNIT_AHEAD = re.compile(r"(?<=\d) (?=(?:%|(?:s|ms|min|W|kW|MW|pp)\b))")
+
+
+def tied(text: str) -> str:
+    """A text in which no line ends between a number and its unit."""
+    return UNIT_AHEAD.sub("\u00a0", text)
 
 
 def clock(seconds: float) -> str:
@@ -348,8 +357,8 @@ def _live(story: Story, index: int) -> Section | None:
     """One chart of the live part; the last one is followed by what happened, in words."""
     if "live" not in story.extra:
         return None
-    from .live import LiveResult
-    from .live_charts import CHARTS
+    from .live.charts import CHARTS
+    from .live.result import LiveResult
 
     title, text, drawing = CHARTS[index](LiveResult.from_dict(story.extra["live"]))
     return Section(title, text, drawing, "live" if index == len(CHARTS) - 1 else "")
@@ -410,10 +419,11 @@ def _shadow(story: Story) -> Section | None:
         "Beside what you have: shadow mode",
         f"For {shadow['seconds'] / 60:.0f} minutes the same loop ran with no write path beside a static cap table "
         f"({table['prefill_w']:.0f} W per prefill GPU, {table['decode_w']:.0f} W per decode GPU: the "
-        f"strongest that fits {table['fits_frac']:.0%} of the limit, so that no cut exceeds it). Flyball would have "
-        f"set {shadow['differs_frac']:.0%} of node-time differently. Replayed in the plant, that is a change of "
-        f"{change['mean']:+.1%} in tokens/s per MW; over what is not known of the site 95 % of draws lie between "
-        f"{low:+.1%} and {high:+.1%}.",
+        f"strongest that fits {percent(table['fits_frac'], 0)} of the limit, so that no cut exceeds it). Flyball "
+        f"would have set {percent(shadow['differs_frac'], 0)} of node-time differently. Replayed in the plant, that is "
+        "a change of "
+        f"{signed(change['mean'])} in tokens/s per MW; over what is not known of the site 95 % of draws lie between "
+        f"{signed(low)} and {signed(high)}.",
         "",
         "shadow",
     )

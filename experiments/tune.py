@@ -7,8 +7,9 @@ tuned by this search with the same budget and windows (RL.md lesson 1).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,9 @@ SPACES: dict[str, dict[str, tuple[float, float]]] = {
 }
 """Constants searched per baseline: (low, high), log-uniform where low > 0."""
 
+REFERENCE = "uniform"
+"""Nothing to tune: what a mixture's goodputs are relative to, so that no scenario outweighs another."""
+
 GOODPUT = "goodput_tok_s_per_mw"
 TUNE_SEED = 1_000
 VALIDATION_SEED = 500_000
@@ -93,7 +97,7 @@ FINALISTS = 4
 
 @dataclass(frozen=True)
 class Tuned:
-    """Result of a search; scores are goodput in tokens/s per MW."""
+    """Result of a search; scores are goodput in tokens/s per MW, for a mixture its mean ratio to `REFERENCE`'s."""
 
     baseline: str
     family: str
@@ -107,16 +111,16 @@ class Tuned:
 
 def tune(
     baseline: str,
-    scenario: str | Scenario,
+    scenario: str | Scenario | Sequence[str],
     cpu_seconds: float = 60.0,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Tuned:
-    """Search one baseline's constants on one scenario.
+    """Search one baseline's constants on one scenario, or for several at once.
 
     Args:
         baseline: A name in `SPACES`.
-        scenario: A scenario or its name.
+        scenario: A scenario or its name; several names are a mixture in equal parts.
         cpu_seconds: Budget of the search on training windows.
         seed: Of the search.
         progress: Called with the share of the budget spent.
@@ -128,13 +132,22 @@ def tune(
         raise BadInput(f"no baseline {baseline!r} to tune; use {', '.join(SPACES)}")
     if not cpu_seconds > 0:
         raise BadInput(f"--cpu-seconds {cpu_seconds:g}: use a number above 0")
-    loaded = load_scenario(scenario) if isinstance(scenario, str) else scenario
+    names = [scenario] if isinstance(scenario, str | Scenario) else list(dict.fromkeys(scenario))
+    loaded = [load_scenario(name) if isinstance(name, str) else name for name in names]
     rng = np.random.default_rng(seed)
     space = SPACES[baseline]
 
+    def play(name: str, params: dict[str, float] | None, one: Scenario, block: str, first: int) -> float:
+        policy = registry.baseline(name, one, params)
+        return float(run_episodes(one, policy, range(first, first + WINDOWS), None, block).values(GOODPUT).mean())
+
+    @cache
+    def unit(one: int, block: str, first: int) -> float:
+        return play(REFERENCE, None, loaded[one], block, first) if len(loaded) > 1 else 1.0
+
     def score(params: dict[str, float], block: str, first: int) -> float:
-        policy = registry.baseline(baseline, loaded, params)
-        return float(run_episodes(loaded, policy, range(first, first + WINDOWS), None, block).values(GOODPUT).mean())
+        scores = [play(baseline, params, one, block, first) / unit(i, block, first) for i, one in enumerate(loaded)]
+        return float(np.mean(scores))
 
     score({}, "train", TUNE_SEED)  # compile before the clock runs
     started = time.process_time()
@@ -155,7 +168,8 @@ def tune(
     judged = [(score(p, "validation", VALIDATION_SEED), p) for _, p in finalists]
     top, params = max(judged, key=lambda row: row[0])
     default_score = next(s for s, p in judged if not p)
-    return Tuned(baseline, loaded.family, loaded.name, params, top, default_score, len(seen), cpu_s)
+    family = loaded[0].family if len(loaded) == 1 else registry.MIXTURE
+    return Tuned(baseline, family, ", ".join(s.name for s in loaded), params, top, default_score, len(seen), cpu_s)
 
 
 def record(result: Tuned, table: dict[str, Any]) -> None:

@@ -2,12 +2,15 @@
 
     python -m flyball.experiments.tune_all --cpu-seconds 12 --jobs 2
 
+With --mixture they are tuned on the standard suite's families at once, with the same budget for each of them: the
+constants under a policy that is trained for all.
+
 Results are entered as they come, so that a run that was cut off loses what it was at and no more.
 """
 
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import click
@@ -15,6 +18,7 @@ import click
 from .. import registry
 from ..console import progress_bar
 from ..envs.scenario import list_scenarios, load_scenario
+from .evaluate import STANDARD, SUITES
 from .tune import SPACES, Tuned, record, tune
 
 
@@ -23,12 +27,14 @@ def families() -> dict[str, str]:
     return {name: name for name in list_scenarios() if load_scenario(name).family == name}
 
 
-def tune_all(baselines: tuple[str, ...], scenarios: tuple[str, ...], cpu_seconds: float, jobs: int) -> Iterator[Tuned]:
-    """Tune each baseline on each scenario in `jobs` processes; results as they come."""
-    work = [(b, s) for s in scenarios for b in baselines]
+def tune_all(
+    baselines: tuple[str, ...], subjects: Sequence[str | tuple[str, ...]], cpu_seconds: float, jobs: int
+) -> Iterator[Tuned]:
+    """Tune each baseline on each scenario or mixture in `jobs` processes; results as they come."""
+    work = [(b, s, cpu_seconds * (1 if isinstance(s, str) else len(s))) for s in subjects for b in baselines]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        for done in as_completed([pool.submit(tune, b, s, cpu_seconds) for b, s in work]):
+        for done in as_completed([pool.submit(tune, *one) for one in work]):
             yield done.result()
 
 
@@ -37,13 +43,16 @@ def tune_all(baselines: tuple[str, ...], scenarios: tuple[str, ...], cpu_seconds
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Processes.")
 @click.option("--scenario", "scenarios", multiple=True, help="Which; by default one per family.")
 @click.option("--baseline", "baselines", multiple=True, help="Which; by default all that can become the best.")
-def main(cpu_seconds: float, jobs: int, scenarios: tuple[str, ...], baselines: tuple[str, ...]) -> None:
+@click.option("--mixture", "is_mixture", is_flag=True, help="The standard suite at once instead.")
+def main(
+    cpu_seconds: float, jobs: int, scenarios: tuple[str, ...], baselines: tuple[str, ...], is_mixture: bool
+) -> None:
     """Tune every baseline on every family and write the table of constants."""
-    scenarios = scenarios or tuple(families())
+    subjects: Sequence[str | tuple[str, ...]] = [SUITES[STANDARD]] if is_mixture else scenarios or tuple(families())
     baselines = baselines or tuple(b for b in registry.CANDIDATES if b in SPACES)
-    total, done = len(scenarios) * len(baselines), 0
+    total, done = len(subjects) * len(baselines), 0
     with progress_bar("tune", False) as bar:
-        for result in tune_all(baselines, scenarios, cpu_seconds, jobs):
+        for result in tune_all(baselines, subjects, cpu_seconds, jobs):
             table = json.loads(registry.TUNED.read_text()) if registry.TUNED.exists() else {}
             record(result, table)
             registry.TUNED.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")

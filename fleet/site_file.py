@@ -87,6 +87,7 @@ class _SiteIn:
     nodes: tuple[_NodesIn, ...]
     deepest_cut_frac: float = number(Fleet.deepest_cut_frac, low=0, high=1)
     max_drain_frac: float = number(Fleet.max_drain_frac, low=0, high=1)
+    meters_loosen: bool = Fleet.meters_loosen
     timing: _TimingIn = field(default_factory=_TimingIn)
 
 
@@ -129,6 +130,7 @@ def fleet_from_dict(data: dict, source: str) -> Fleet:
             timing=_timing(site.timing),
             deepest_cut_frac=site.deepest_cut_frac,
             max_drain_frac=site.max_drain_frac,
+            meters_loosen=site.meters_loosen,
         )
         _check_stages(fleet)
     except SiteError as e:

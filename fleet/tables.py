@@ -83,6 +83,7 @@ FLEET_STATIC = _dtype(
     ("deadband_w", "i8"),  # changes smaller than this are not worth a write
     ("deepest_cut_frac", "f8"),  # fallbacks fit (1 - this) x limit, whatever happens unannounced
     ("max_drain_frac", "f8"),  # of a failure domain's nodes
+    ("meters_loosen", "i8"),  # meters may lower what is charged below the declared bounds, after a day of data
 )
 
 # ── snapshot: what is known at one instant ──────────────────────────────────────────────────────────────
@@ -144,8 +145,10 @@ NODE_STATE = _dtype(
     ("cordoned_at_s", "f8"),  # the same for drains that a fault called for: the breaker counts them
     ("shed_from", "i8"),  # 0: not parked by shedding; else 1 + the stage that it returns to
     ("fallback_share_w", "i8"),  # its share of what the deepest cut leaves: fallback_w is at most this
-    ("fallback_w", "i8"),
+    ("fallback_w", "i8"),  # 0: it parks when its lease expires
     ("fallback_possible_w", "i8"),  # largest fallback that an agent may still hold
+    ("wait_fallback_w", "i8"),  # the fallback of command wait_seq
+    ("since_fallback_w", "i8"),  # largest fallback commanded after wait_seq
     ("order", "i8"),  # a fleet.plan.Order that an operator gave
     ("pin_w", "i8"),  # the cap that a pin or a freeze asks for
 )
@@ -159,10 +162,15 @@ DOMAIN_STATE = _dtype(
     ("bank_ws", "f8"),  # unspent watt-seconds of the window
     ("level", "f8"),  # last water level: where the next search starts, which never changes its result
     ("fallback_available_w", "i8"),  # what fallback_share_w was made for
+    ("fallback_limit_w", "i8"),  # the same without the deepest cut: where smallest caps exceed it, nodes park
     ("meter_w", "f8"),  # last reading of its meter
     ("same_s", "f8"),  # since the reading changed: a frozen meter tells nothing
     ("other_w", "f8"),  # short average of what the meter reads beside the GPUs
     ("other_top_w", "f8"),  # its upper quantile; 0 before the first
+    ("good_s", "f8"),  # of readings that can be believed, since high_w began
+    ("high_w", "f8"),  # highest other_w since then
+    ("high_before_w", "f8"),  # highest of the day of readings before; 0 before the first day is full
+    ("spare_w", "i8"),  # not charged of the declared bounds, because a day of readings stayed below
     ("own_excess_w", "i8"),  # charged above the declared bounds because of its own meter
     ("excess_w", "i8"),  # the same with what the meters below it say
     ("excursion_w", "i8"),  # taken back because the meter read above the limit although the caps fit

@@ -124,6 +124,7 @@ class Fleet:
     timing: Timing = Timing()
     deepest_cut_frac: float = 0.3
     max_drain_frac: float = 0.25
+    meters_loosen: bool = False
     source: str = field(default="", compare=False)
 
     @classmethod
@@ -265,6 +266,8 @@ class Fleet:
         """First 16 hex digits of the SHA-256 of the site's content."""
         content = asdict(self)
         content.pop("source")
+        if not content["meters_loosen"]:
+            content.pop("meters_loosen")  # sites that do not use it keep the hash that they had before there was one
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def path(self, domain: int) -> list[int]:

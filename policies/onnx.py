@@ -161,17 +161,19 @@ class OnnxPolicy:
 
     def bid(self, snapshot, observation, memory):
         base, memory = self.baseline.bid(snapshot, observation, memory)
-        pool, fleet = self.session.run(
-            list(OUTPUTS),
-            {
-                "pool": observation.pool,
-                "pool_mask": observation.pool_mask.astype(np.float32),
-                "fleet": observation.fleet,
-                "base_pool": base.pool,
-                "base_fleet": base.fleet,
-            },
-        )
+        pool, fleet = self.session.run(list(OUTPUTS), self.inputs(observation, base))
         return Bids(pool, base.node, fleet), memory
+
+    @staticmethod
+    def inputs(observation, base: Bids) -> dict[str, np.ndarray]:
+        """What the graph takes, by name."""
+        return {
+            "pool": observation.pool,
+            "pool_mask": observation.pool_mask.astype(np.float32),
+            "fleet": observation.fleet,
+            "base_pool": base.pool,
+            "base_fleet": base.fleet,
+        }
 
 
 def _check(path: Path, meta: dict[str, str], session, fleet: Fleet) -> Card:

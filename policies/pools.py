@@ -9,6 +9,9 @@ from ..fleet.snapshot import Snapshot
 from ..fleet.tables import STAGES
 from ..fleet.topology import Fleet
 
+SOON_S = 10.0
+"""A limit announced to start within this counts already, where it is lower."""
+
 
 @dataclass(frozen=True)
 class PoolView:
@@ -72,13 +75,13 @@ def pool_view(fleet: Fleet, snapshot: Snapshot) -> PoolView:
 
 
 def gpu_budget_w(fleet: Fleet, snapshot: Snapshot) -> np.ndarray:
-    """Watts that the root leaves to GPUs: the lower of now's limit and one announced within 10 s, less bounds.
+    """Watts that the root leaves to GPUs: the lower of now's limit and one announced within `SOON_S`, less bounds.
 
     Returns:
         Shape (B,), at least 0.
     """
     root = snapshot.domain[:, 0]
-    now_w, soon = root["limit_w"], root["next_in_s"] <= 10.0
+    now_w, soon = root["limit_w"], root["next_in_s"] <= SOON_S
     limit_w = np.where(soon, np.minimum(now_w, root["next_limit_w"]), now_w)
     return np.maximum(limit_w - static_of(fleet).fixed_w, 0.0)
 

@@ -15,12 +15,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-
 from ..fleet.arbiter import ArbiterState, initial_state, settle
+from ..fleet.arbiter.memory import with_memory
 from ..fleet.arbiter.overrides import with_orders, without_excluded
 from ..fleet.arbiter.prices import priced
-from ..fleet.errors import BadInput
 from ..fleet.observe import observe
 from ..fleet.plan import Plan
 from ..fleet.snapshot import Snapshot
@@ -28,24 +26,25 @@ from ..fleet.tables import NEVER_S
 from ..fleet.topology import Fleet
 from ..policies.base import Policy
 from .assurance import AssuredPolicy, Decision
-from .audit import AuditTrail, Note
+from .audit import Note
 from .budget import BudgetEvent, fleet_limits
+from .budget_book import BudgetBook
 from .clock import Clock, ServiceClock
-from .explain import clock_text, watts
+from .counters import Counters
 from .health import HealthVerdict
+from .ledger import Ledger
 from .notes import NoteTaker
 from .orders import OrderBook, with_drains
 from .records import policy_record, site_record
 from .shadow import pack_row
-from .store import AckRow, Fenced, LeaseRow, Override, Store, TickRecord
-from .telemetry import NO_ACK, NodeReport, Telemetry
+from .store import LeaseRow, Override, Store
+from .telemetry import NodeReport, Telemetry
 from .unapplied import obedient, unmetered, unmoved
-from .view import View, audit_prices, audit_rows, domain_sums, measured_w, node_possible_w
+from .view import View, domain_sums, measured_w, node_possible_w
 
 log = logging.getLogger(__name__)
 
 NOTES_KEPT = 400
-PRUNE_EVERY_S = 3600.0
 
 RESYNC_S = 6.0
 """Longest that a service which starts waits for its nodes: an agent without a lease tries every 5 s."""
@@ -78,24 +77,6 @@ class Reply:
     is_cordoned: bool
     is_drained: bool
     server_time_s: float
-
-
-@dataclass
-class Counters:
-    """Totals since start."""
-
-    ticks: int = 0
-    late_ticks: int = 0
-    failed_ticks: int = 0
-    failed_commits: int = 0
-    telemetry: int = 0
-    leases_issued: int = 0
-    violation_ws: float = 0.0
-    overshoot_ws: float = 0.0
-    interventions: int = 0
-    cap_changes: int = 0
-    last_tick_s: float = 0.0
-    last_commit_s: float = 0.0
 
 
 def decide(
@@ -147,24 +128,21 @@ class Engine:
         record = {**site_record(fleet), "policy": policy_record(policy)}
         self.epoch = store.begin_epoch(self.started_s, self.mode, policy.name, fleet.hash, record)
         self.telemetry = Telemetry(fleet, self.epoch)
-        self._retention_s = retention_s
-        self._state = initial_state(fleet, 1, self.started_s, self.epoch)
+        # the incumbent's meters said nothing of this service's plans in advise and shadow mode
+        memory = store.memory() if self.mode is Mode.ENFORCE else {}
+        self._state = with_memory(fleet, initial_state(fleet, 1, self.started_s, self.epoch), memory)
         self._decision: Decision | None = None
-        self._events: tuple[BudgetEvent, ...] = tuple(store.budget_events(self.started_s))
-        self._events_lock = threading.Lock()
         self._is_breaker_reset_due = False
         self._pending: deque[Note] = deque()
         self._book = OrderBook(fleet, store, self.say)
+        self._budget = BudgetBook(store, self.say, self.started_s)
         self.notes: deque[Note] = deque(maxlen=NOTES_KEPT)
-        self._note_taker, self._trail = NoteTaker(fleet), AuditTrail()
-        self._leases: dict[str, LeaseRow] = {}
-        self._acks: dict[str, AckRow] = {}
+        self._note_taker = NoteTaker(fleet)
+        self._ledger = Ledger(fleet, store, self.epoch, retention_s, self.started_s, memory)
         self._view: View | None = None
-        self._fence: str = ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_starting = False
-        self._pruned_s = self.started_s
         self.say("service", f"started: epoch {self.epoch}, {self.mode} mode, policy {policy.name}")
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────
@@ -216,7 +194,7 @@ class Engine:
         began_s = time.perf_counter()
         now_s = self.clock.now_s()
         timing = self.fleet.timing
-        limits = fleet_limits(self.fleet, self._events, now_s, timing.lease_ttl_s + timing.grace_s)
+        limits = fleet_limits(self.fleet, self._budget.standing, now_s, timing.lease_ttl_s + timing.grace_s)
         heard = self.telemetry.snapshot(now_s, limits)
         self._book.expire(now_s)
         orders = self._book.node_orders()
@@ -240,7 +218,7 @@ class Engine:
             self.say("health", "the cordon breaker tripped: nothing more is drained until an operator resets it")
         self._state = state if self.mode is Mode.ENFORCE else unmoved(state, heard)
         view = self._make_view(now_s, heard, plan, limits, ordered)
-        self._count(view)
+        self.counters.count(view, self._view, timing.tick_s)
         notes = [self._pending.popleft() for _ in range(len(self._pending))] + self._note_taker.notes(view)
         self.notes.extend(notes)
         self._commit(view, notes, pack_row(heard, plan, not view.is_trusted) if self._logs_shadow(decides) else None)
@@ -274,72 +252,12 @@ class Engine:
             is_metered=is_metered,
         )
 
-    def _count(self, view: View) -> None:
-        self.counters.interventions += int(view.plan.fleet["interventions"][0])
-        before = self._view
-        if before is None:
-            return
-        self.counters.cap_changes += int((view.plan.node["cap_w"] != before.plan.node["cap_w"]).sum())
-        # a pause of the whole service is no reason to extrapolate one sample over it
-        dt_s = min(view.time_s - before.time_s, 5 * self.fleet.timing.tick_s)
-        over_w = np.maximum(view.domain_measured_w - view.in_force_w, 0.0)
-        allowed_w = np.minimum(view.domain_measured_w, view.in_force_w)
-        demanded_w = np.array([limit.limit_w for limit in view.limits])
-        self.counters.violation_ws += float(over_w.sum()) * dt_s
-        self.counters.overshoot_ws += float(np.maximum(allowed_w - demanded_w, 0.0).sum()) * dt_s
-
     def _commit(self, view: View, notes: list[Note], shadow: bytes | None) -> None:
-        """Group commit of the tick, before its leases can be handed out.
-
-        A store that fails must not stop a cap from being lowered: the view is published all the same, the
-        failure is counted and /readyz tells of it.
-        """
+        """Group commit of the tick, before its leases can be handed out."""
         began_s = time.perf_counter()
-        node, domain = audit_rows(self.fleet, view)
-        shed_level = int(view.plan.fleet["shed_level"][0])
-        delta, is_keyframe = self._trail.encode(view.time_s, node, domain, shed_level, notes, audit_prices(view))
-        leases, acks = self._new_leases(view), self._new_acks(view.time_s)
-        record = TickRecord(
-            self.epoch, view.tick, view.time_s, is_keyframe, delta, leases, acks, shadow, self.fleet.hash
-        )
-        try:
-            self.store.commit(record)
-            self._acks.update((a.node, a) for a in acks)
-            if view.time_s - self._pruned_s > PRUNE_EVERY_S:
-                self._pruned_s = view.time_s
-                self.store.prune(view.time_s - self._retention_s)
-        except Fenced as fenced:
-            self._fence = str(fenced)
-            log.error("%s", fenced)
-        except Exception:
-            self.counters.failed_commits += 1
-            # a reader must not apply later deltas to a frame that lacks this one
-            self._trail = AuditTrail()
-            log.exception("the store failed; the plan is issued all the same")
-        self._leases = {**self._leases, **{lease.node: lease for lease in leases}}
+        self._ledger.commit(view, self.telemetry, notes, shadow, self.mode is Mode.ENFORCE)
+        self.counters.failed_commits = self._ledger.failed_commits
         self.counters.last_commit_s = time.perf_counter() - began_s
-
-    def _new_leases(self, view: View) -> tuple[LeaseRow, ...]:
-        if self.mode is not Mode.ENFORCE:
-            return ()
-        ttl_s, out = self.fleet.timing.lease_ttl_s, []
-        columns = (view.plan.node[name][0].tolist() for name in ("seq", "cap_w", "fallback_w"))
-        for node, seq, cap_w, fallback_w in zip(self.fleet.nodes, *columns, strict=True):
-            old = self._leases.get(node.name)
-            if old is None or (old.seq, old.cap_w, old.fallback_w) != (seq, cap_w, fallback_w):
-                out.append(LeaseRow(node.name, self.epoch, seq, cap_w, fallback_w, ttl_s, view.time_s))
-        return tuple(out)
-
-    def _new_acks(self, now_s: float) -> tuple[AckRow, ...]:
-        rows, fallback_w = self.telemetry.acknowledged()
-        out = []
-        for i in np.flatnonzero(rows["ack_seq"] != NO_ACK):
-            name = self.fleet.nodes[i].name
-            ack = AckRow(name, self.epoch, int(rows["ack_seq"][i]), int(rows["cap_w"][i]), int(fallback_w[i]), now_s)
-            old = self._acks.get(name)
-            if old is None or replace(old, time_s=now_s) != ack:
-                out.append(ack)
-        return tuple(out)
 
     # ── what agents get ─────────────────────────────────────────────────────────────────────────────────
     @property
@@ -354,8 +272,8 @@ class Engine:
             NoPlan: if there is none, it is too old, or a newer service has taken over.
         """
         view = self._view
-        if self._fence:
-            raise NoPlan(self._fence)
+        if self._ledger.fence:
+            raise NoPlan(self._ledger.fence)
         if view is None:
             raise NoPlan("the service has not made its first plan yet; retry in a second")
         age_s = self.clock.now_s() - view.time_s
@@ -380,8 +298,14 @@ class Engine:
             return Reply(None, report.stage, 1.0, False, False, now_s)
         row = view.plan.node[0][i]
         self.counters.leases_issued += 1
+        lease = self._ledger.leases[self.fleet.nodes[i].name]
+        # a lease dies a ttl after its plan, not after it was handed out: else a service that hangs, and hands out an
+        # old plan until the grace is over, would keep caps up for longer than one that dies
+        left_s = lease.ttl_s - (now_s - view.time_s)
+        if left_s <= 0.0:
+            raise NoPlan("the last plan's leases have run out; the next tick renews them")
         return Reply(
-            self._leases[self.fleet.nodes[i].name],
+            replace(lease, ttl_s=left_s),
             int(row["stage"]),
             float(row["clock_frac"]),
             bool(view.cordoned[i]),
@@ -403,7 +327,7 @@ class Engine:
     @property
     def events(self) -> tuple[BudgetEvent, ...]:
         """Budget events that stand."""
-        return self._events
+        return self._budget.standing
 
     @property
     def orders(self) -> dict[str, Override]:
@@ -411,22 +335,12 @@ class Engine:
         return self._book.standing
 
     def announce(self, event: BudgetEvent, supersedes: Iterable[str] = ()) -> None:
-        """Durably take a budget event; it applies from the next tick on."""
-        supersedes = tuple(supersedes)
-        with self._events_lock:
-            known = {e.id for e in self._events}
-            missing = [s for s in supersedes if s not in known]
-            if missing:
-                raise BadInput(f"supersedes {missing[0]!r}: no such standing event; see GET /v1/load-targets")
-            self.store.save_budget_event(event, supersedes)
-            gone = {event.id, *supersedes}
-            kept = [e for e in self._events if e.id not in gone and e.until_s > event.announced_s]
-            self._events = (*kept, event)
-        notice_s = event.start_s - event.announced_s
-        when = f"from {clock_text(event.start_s, event.announced_s)}, {notice_s:.0f} s ahead" if notice_s > 0 else "now"
-        until = "" if event.until_s >= NEVER_S else f", until {clock_text(event.until_s, event.announced_s)}"
-        instead = f", instead of {', '.join(supersedes)}" if supersedes else ""
-        self.say("budget", f"{event.id}: {event.domain} gets {watts(event.limit_w)} {when}{until}{instead}")
+        """Durably take a budget event; it applies from the next tick on.
+
+        Raises:
+            BadInput: if one to supersede does not stand.
+        """
+        self._budget.announce(event, supersedes)
 
     def withdraw(self, event_id: str, author: str) -> None:
         """Take a standing budget event back.
@@ -434,12 +348,7 @@ class Engine:
         Raises:
             BadInput: if there is none of that id.
         """
-        with self._events_lock:
-            if event_id not in {e.id for e in self._events}:
-                raise BadInput(f"no standing budget event {event_id!r}; see GET /v1/load-targets")
-            self.store.withdraw_budget_event(event_id)
-            self._events = tuple(e for e in self._events if e.id != event_id)
-        self.say("budget", f"{event_id} was withdrawn by {author}")
+        self._budget.withdraw(event_id, author)
 
     def order(
         self, node: str, kind: str, author: str, reason: str, cap_w: int = 0, until_s: float = NEVER_S
@@ -483,6 +392,6 @@ class Engine:
             self.fresh_view()
         except NoPlan as error:
             out.append(str(error))
-        if self._trail.frame[0] is None and self.counters.failed_commits:
+        if self._ledger.is_behind:
             out.append("the store fails: leases are issued but not on record; free disk space or mend the database")
         return out

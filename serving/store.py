@@ -67,6 +67,7 @@ class TickRecord:
     acks: tuple[AckRow, ...] = ()
     shadow: bytes | None = None
     fleet_hash: str = ""
+    memory: str | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,10 @@ class Store:
             )
             _replace_rows(c, t.leases, record.leases)
             _replace_rows(c, t.acknowledgements, record.acks)
+            if record.memory is not None:
+                c.execute(sa.delete(t.arbiter_memory))
+                row = {"epoch": record.epoch, "time_s": record.time_s, "content": record.memory}
+                c.execute(sa.insert(t.arbiter_memory).values(**row))
             if record.shadow is not None:
                 c.execute(
                     sa.insert(t.shadow_log).values(
@@ -200,6 +205,13 @@ class Store:
     def leases(self) -> dict[str, LeaseRow]:
         with self._engine.connect() as c:
             return {r.node: LeaseRow(*r) for r in c.execute(sa.select(t.leases))}
+
+    def memory(self) -> dict[str, Any]:
+        """What the last service kept of its arbiter (`fleet.arbiter.memory`); empty before the first."""
+        newest = sa.select(t.arbiter_memory.c.content).order_by(t.arbiter_memory.c.epoch.desc()).limit(1)
+        with self._engine.connect() as c:
+            content = c.execute(newest).scalar()
+        return json.loads(content) if content else {}
 
     def acknowledgements(self) -> dict[str, AckRow]:
         with self._engine.connect() as c:

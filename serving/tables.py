@@ -85,6 +85,13 @@ overrides = Table(
     Column("cap_w", BigInteger),
     Column("until_s", Float),
 )
+arbiter_memory = Table(
+    "arbiter_memory",
+    metadata,
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("time_s", Float, nullable=False),
+    Column("content", Text, nullable=False),  # JSON: `fleet.arbiter.memory`
+)
 shadow_log = Table(
     "shadow_log",
     metadata,

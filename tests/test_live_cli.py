@@ -8,12 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+from flyball import registry
 from flyball.cli import main
 from flyball.experiments.processes import ServiceProcess
+from flyball.experiments.site_scenario import site_scenario
+from flyball.fleet.errors import BadInput
 from flyball.serving.auth import read_secrets
 
 SITE = Path(__file__).parent / "experiments" / "live_site.toml"
@@ -69,6 +73,26 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     assert "not a URL" in refusal("agent", "--server", "nonsense")
     assert "no database" in refusal("shadow", "report", "--db", db, "--out", str(tmp_path / "r.html"))
     assert "time 'soon'" in refusal("shadow", "report", "--db", db, "--from", "soon", "--out", "r.html")
+
+
+@pytest.mark.parametrize("policy", registry.NEEDS_SIMULATOR)
+def test_a_policy_that_needs_the_simulator_never_runs_live(tmp_path, policy):
+    """It is refused before anything starts, with what can run instead."""
+    db = str(tmp_path / "f.db")
+    for line in (
+        refusal("serve", "--site", str(SITE), "--policy", policy, "--db", db),
+        refusal("emulate", str(SITE), "--policy", policy, "--out", str(tmp_path / "out")),
+    ):
+        assert f"policy {policy} " in line and "use champion, best-baseline or one of" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_learned_policy_on_a_base_that_needs_the_simulator_never_runs_live(monkeypatch):
+    """Its file loads, but what it corrects cannot think without the plant."""
+    learned = SimpleNamespace(name="policy.onnx", baseline=SimpleNamespace(name="rollout"))
+    monkeypatch.setattr(registry, "policy", lambda name, scenario: learned)
+    with pytest.raises(BadInput, match=r"policy.onnx \(on rollout\) .* cannot run live"):
+        registry.live_policy("policy.onnx", site_scenario(SITE))
 
 
 def test_a_port_in_use_is_bad_input(tmp_path):

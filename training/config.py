@@ -32,7 +32,8 @@ class TrainConfig:
         steps: Environment steps, those of a planner that labels states included; None if another is given.
         cpu_seconds: Budget of this process's CPU time, validation included; None if another is given.
         seed: Of everything.
-        base: Baseline that the policy corrects; best-baseline is the first scenario's.
+        base: Baseline that the policy corrects; best-baseline is the best one of their family, or of the standard suite
+            where there are several.
         mlflow_uri: Tracking store; SQLite in `out` by default.
         envs: Environments in all.
         n_steps: Steps per environment and rollout (RL.md: 45).

@@ -87,6 +87,8 @@ def model_card(path: Path) -> str:
     command = f"flyball train {' '.join(run.get('scenarios', []))} --algo {run.get('algo')} {steps} "
     profile, shrinkage = run.get("profile", "power-roles"), run.get("role_shrinkage")
     command += f"--seed {run.get('seed')} --profile {profile} --warm-start {meta['baseline']}"
+    cpu_s = run.get("cpu_s")
+    cost = "not recorded" if cpu_s is None else f"{cpu_s:,.0f} CPU seconds of all processes, its validation included"
     lines = [
         f"# {path.stem}",
         f"A learned residual over the `{meta['baseline']}` baseline: bids of watts and nodes per pool, and of slack "
@@ -94,6 +96,7 @@ def model_card(path: Path) -> str:
         "| | |",
         "|---|---|",
         f"| Learned by | {run.get('algo')}, seed {run.get('seed')}, {run.get('steps', 0):,} steps |",
+        f"| Cost | {cost} |",
         f"| Profile | {profile}" + ("" if shrinkage is None else f", {shrinkage:g} of the learned role moves") + " |",
         f"| On | {', '.join(run.get('scenarios', []))}: generated load, fleets of {run.get('nodes')} nodes |",
         f"| Base | `{meta['baseline']}`, constants "

@@ -1,6 +1,7 @@
 """What every algorithm shares: the scenarios and the base, the clock, curves, checkpoints, validation, the gate."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -42,10 +43,7 @@ class Session:
         first = self.scenarios[0]
         if len({s.fleet.timing.control_s for s in self.scenarios}) != 1:
             raise BadInput("the scenarios' sites differ in control_s; train on sites with one control interval")
-        self.base = registry.best_baseline_name(first) if config.base == "best-baseline" else config.base
-        self.params: dict[str, float] = (
-            registry.tuned()["baselines"].get(self.base, {}).get(first.family, {}).get("params", {})
-        )
+        self.base, self.params = registry.base_of(config.base, self.scenarios)
         registry.baseline(self.base, first, self.params)  # refuse an unknown one before any work
         self.channels = Channels(pool=PROFILES[config.profile], fleet=("spend",))
         self.pool_channels = self.channels.indices("pool")
@@ -60,7 +58,7 @@ class Session:
         config.out.mkdir(parents=True, exist_ok=True)
         self._path = config.out / "checkpoint.pt"
         self._compile()
-        self._started, self._started_cpu = time.monotonic(), time.process_time()
+        self._started, self._started_cpu = time.monotonic(), spent_cpu_s()
 
     # ── environments ─────────────────────────────────────────────────────────────────────────────────────
     def core(self, scenario: Scenario, batch: int) -> Core:
@@ -82,8 +80,8 @@ class Session:
         return self._spent_s + time.monotonic() - self._started
 
     def cpu_s(self) -> float:
-        """CPU seconds of this process trained, over all continuations."""
-        return self._spent_cpu_s + time.process_time() - self._started_cpu
+        """CPU seconds trained, of all processes and over all continuations."""
+        return self._spent_cpu_s + spent_cpu_s() - self._started_cpu
 
     def share(self) -> float:
         """Share of the budget that is spent."""
@@ -287,6 +285,12 @@ class Session:
             "git_revision": git_revision(),
             "flyball_version": __version__,
         }
+
+
+def spent_cpu_s() -> float:
+    """CPU seconds of this process with all its threads, and of every child that it has waited for."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
 
 
 def is_finite(values: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from ...fleet.errors import BadInput
 from ..machine import machine
 
-BENCHES = ("env", "arbiter", "train", "soak")
+BENCHES = ("env", "arbiter", "http", "train", "soak")
 """Modules of this package, each with `figures(progress, **settings)`."""
 
 
@@ -27,10 +27,13 @@ def run_bench(name: str, progress: Callable[[str, float], None] | None = None, *
         {"bench", "figures", "machine"}; a figure that could not be measured is None.
 
     Raises:
-        BadInput: an unknown name.
+        BadInput: an unknown name, or a benchmark whose extra is not installed.
     """
     if name not in BENCHES:
         raise BadInput(f"no benchmark {name!r}; use {', '.join(BENCHES)}")
-    module = import_module(f".{name}", __name__)
+    try:
+        module = import_module(f".{name}", __name__)
+    except ImportError as e:
+        raise BadInput(f"bench {name} needs {e.name}, which is missing; pip install 'flyball[all]'") from None
     figures = module.figures(progress or (lambda label, share: None), **kwargs)
     return {"bench": name, "figures": figures, "machine": machine()}

@@ -9,7 +9,7 @@ from ...fleet.topology import Fleet, Node, PowerDomain, Service
 SKU, GPUS, NON_GPU_MAX_W = "H100-SXM", 8, 2800
 """Servers of `envs/sites/demo-16.toml`."""
 
-PREFILL_OF_16 = 10
+PREFILL_OF_16 = 12
 """Of every 16 servers, as prefill: that site's split."""
 
 LEVELS = (("site", 1.5, 0), ("hall", 1.46, 512), ("row", 1.4, 64), ("rack", 1.3, 8), ("shelf", 1.2, 4))

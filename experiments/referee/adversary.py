@@ -25,6 +25,7 @@ class Trouble:
         jump: Chance per tick that the clock that the controller reads jumps.
         cut: Chance per tick that some limit changes, noticed or not.
         fault: Chance per node and tick of a fatal XID.
+        deep: Whether limits may fall to what parked nodes draw; else smallest caps fit them with the reserve.
     """
 
     loss: float = 0.0
@@ -36,6 +37,7 @@ class Trouble:
     jump: float = 0.0
     cut: float = 0.0
     fault: float = 0.0
+    deep: bool = False
 
     @property
     def is_network_right(self) -> bool:
@@ -72,6 +74,17 @@ def least_limits(fleet: Fleet) -> list[int]:
     return out
 
 
+def parked_limits(fleet: Fleet) -> list[int]:
+    """The lowest limit of every domain that parked nodes fit with the reserve, watts."""
+    out = []
+    for row in fleet.domain_static:
+        nodes = fleet.node_static[int(row["node_start"]) : int(row["node_end"])]
+        jumps = sorted((nodes["cap_max_w"] - nodes["parked_max_w"]).tolist(), reverse=True)
+        floor = int(row["unmanaged_w"]) + int(row["non_gpu_max_w"]) + int(nodes["parked_max_w"].sum())
+        out.append(floor + sum(jumps[: int(row["unknown_reserve"])]))
+    return out
+
+
 class Adversary:
     """Plays a world tick by tick.
 
@@ -84,7 +97,7 @@ class Adversary:
 
     def __init__(self, world: World, rng: np.random.Generator, kind: str | None, trouble: Trouble):
         self.world, self.rng, self.kind, self.trouble = world, rng, kind, trouble
-        self.least_w = least_limits(world.fleet)
+        self.least_w = parked_limits(world.fleet) if trouble.deep else least_limits(world.fleet)
         self.due: list[tuple[int, int, str, tuple]] = []
         self.events = {"settlements": 0, "lost": 0, "repeated": 0, "reboots": 0, "restarts": 0, "jumps": 0, "cuts": 0}
         self.demand_w = rng.uniform(0.2, 1.1, len(world.nodes)) * fleet_caps(world.fleet)

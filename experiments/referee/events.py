@@ -9,6 +9,9 @@ from dataclasses import dataclass
 PREFILL, DECODE, PARKED = 0, 1, 2
 """Stages of a node, as on the wire."""
 
+PARKS_W = 0
+"""A fallback that means: park."""
+
 NEVER_MS = 1 << 60
 """A time that does not come."""
 
@@ -166,11 +169,12 @@ class Applied:
 
 @dataclass(frozen=True)
 class FellBack:
-    """A node's lease expired and it set this cap."""
+    """A node's lease expired and it set this cap, or parked."""
 
     time_ms: int
     node: int
     cap_w: int
+    is_parked: bool = False
 
 
 @dataclass(frozen=True)

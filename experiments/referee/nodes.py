@@ -1,6 +1,6 @@
 """What one node truly runs, and what it may be running by all that the controller sent and heard."""
 
-from .events import PARKED, Applied, Command, Heard, Id, SiteNode
+from .events import PARKED, PARKS_W, Applied, Command, FellBack, Heard, Id, SiteNode
 
 NO_ID: Id = (-1, -1)
 
@@ -26,6 +26,7 @@ class NodeRecord:
         "live",
         "may_renew_late",
         "obeys_ms",
+        "progressed_ms",
         "read_w",
         "runs_stage",
         "runs_w",
@@ -47,6 +48,7 @@ class NodeRecord:
         self.live: dict[Id, Command] = {}
         self.sent_ms: dict[Id, int] = {}
         self.held: list[tuple[int, int]] = []
+        self.progressed_ms = 0
         self.last: Command | None = None
 
     def copy(self) -> "NodeRecord":
@@ -71,6 +73,11 @@ class NodeRecord:
             self.lagging.append((time_ms + self.lag_ms, self.runs_w))
         self.runs_w = cap_w
 
+    def fall_back(self, event: FellBack) -> None:
+        self.set_cap(event.time_ms, event.cap_w)
+        if event.is_parked:
+            self.runs_stage = PARKED
+
     def apply(self, event: Applied) -> None:
         self.set_cap(event.time_ms, event.cap_w)
         self.runs_stage = event.stage
@@ -87,15 +94,26 @@ class NodeRecord:
     # ── knowledge ────────────────────────────────────────────────────────────────────────────────────────
     def possible_w(self, time_ms: int) -> int:
         """The most that its GPUs may draw by commands and reports alone."""
-        if self.is_seen_parked and all(c.stage == PARKED for k, c in self.live.items() if k > self.acked):
+        if self.is_seen_parked and all(c.stage == PARKED for k, c in self.live.items() if k >= self.acked):
             return self.site.parked_max_w
         self.held = [(until, w) for until, w in self.held if until > time_ms]
         return max([self.read_w, *(c.cap_w for c in self.live.values()), *(w for _, w in self.held)])
 
     def fallback_w(self) -> int:
         """The most that it may run once its lease has expired."""
-        falls = [min(c.cap_w, c.fallback_w) for c in self.live.values()]
+        falls = [self.falls_to_w(c) for c in self.live.values()]
         return max(falls) if falls else self.read_w
+
+    def falls_to_w(self, command: Command) -> int:
+        """The most that its GPUs draw once a lease of this command has expired."""
+        if command.fallback_w == PARKS_W:
+            return self.site.parked_max_w
+        return min(command.cap_w, command.fallback_w)
+
+    def waits_ms(self, time_ms: int) -> int:
+        """How long a command waits for its acknowledgement, with no report of any progress since."""
+        waiting = [t for k, t in self.sent_ms.items() if k > self.acked]
+        return time_ms - max(min(waiting), self.progressed_ms) if waiting else 0
 
     def send(self, time_ms: int, command: Command) -> None:
         self.live[command.id] = command
@@ -107,6 +125,8 @@ class NodeRecord:
             return
         before_w = self.possible_w(event.time_ms)
         self.sampled_ms = event.sampled_ms
+        if event.id > self.acked:
+            self.progressed_ms = event.time_ms
         self.acked, self.read_w = event.id, event.cap_w
         # the command read back counts unless the node read back less than it and drops answers to older reports
         acked = self.live.get(event.id)

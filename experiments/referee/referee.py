@@ -6,6 +6,7 @@ It shares no code with the arbiter, and knows nothing of how caps are chosen. Su
 from .events import (
     NEVER_MS,
     PARKED,
+    PARKS_W,
     PREFILL,
     Announced,
     Applied,
@@ -67,6 +68,8 @@ class Referee:
         self.bounds_w = [
             d.unmanaged_w + sum(site.nodes[i].non_gpu_max_w for i in self.below[k]) for k, d in enumerate(site.domains)
         ]
+        # a controller that ticks sees only at its next tick that a grace is over
+        self.late_ms = site.timing.grace_ms + site.timing.tick_ms
         self.limits = [LimitHistory(d.peak_w, site.timing.grace_ms) for d in site.domains]
         self.windows = [WindowMeter(d.mean_w, d.window_ms) if d.mean_w else None for d in site.domains]
         self.absorbed_w = [d.peak_w for d in site.domains]
@@ -118,7 +121,7 @@ class Referee:
                 node = self.nodes[event.node]
                 if event.cap_w > node.runs_w:
                     self._broken("fallback never raises", t, f"node {event.node}", event.cap_w - node.runs_w)
-                node.set_cap(t, event.cap_w)
+                node.fall_back(event)
             case Rebooted():
                 self.nodes[event.node].reboot()
                 self.applied[event.node] = NO_ID
@@ -242,7 +245,7 @@ class Referee:
             self._broken("cap range", t, where, beyond)
         if command.fallback_w > command.cap_w:
             self._broken("fallback never raises", t, where, command.fallback_w - command.cap_w)
-        if command.fallback_w < node.cap_min_w:
+        if command.fallback_w < node.cap_min_w and command.fallback_w != PARKS_W:
             self._broken("cap range", t, where, node.cap_min_w - command.fallback_w)
         last = record.last
         if last is None:
@@ -260,7 +263,7 @@ class Referee:
 
     def _judge_fallbacks(self, t: int) -> None:
         cut, of = self.site.deepest_cut
-        timing, look = self.site.timing, self.look
+        look = self.look
         silent = look.is_silent if look else (False,) * len(self.nodes)
         for d, inside in enumerate(self.below):
             bounds = self.bounds_w[d]
@@ -269,20 +272,22 @@ class Referee:
             if look and look.next_in_ms[d] < NEVER_MS:
                 lowest = min(lowest, max(0, look.next_limit_w[d]))
             room = lowest * (of - cut) // of
-            falls = bounds + sum(n.last.fallback_w for i in inside if (n := self.nodes[i]).last is not None)
+            falls = least = known = bounds
+            for i in inside:
+                node = self.nodes[i]
+                if node.last is None:
+                    continue
+                told = node.falls_to_w(node.last)
+                falls += told
+                is_lost = silent[i] or node.is_unknown
+                is_late = node.waits_ms(t) > self.late_ms
+                known += node.fallback_w() if is_late and not is_lost else told
+                least += max(told, node.fallback_w()) if is_late or is_lost else self.site.nodes[i].parked_max_w
             if falls > max(room, floor):
                 self._broken("fallbacks fit the deepest cut", t, f"domain {d}", falls - max(room, floor))
-            announced = self.limits[d].announced
-            if announced is None:
-                continue
-            limit, start, told_ms = announced
-            if start - t <= timing.lease_ttl_ms + timing.firmware_lag_ms or t < told_ms + timing.grace_ms:
-                continue
-            if any(silent[i] or self.nodes[i].is_unknown for i in inside):
-                continue
-            held = bounds + sum(self.nodes[i].fallback_w() for i in inside)
-            if held > max(limit, floor):
-                self._broken("fallbacks fit what is announced", t, f"domain {d}", held - max(limit, floor))
+            # who has had the time to acknowledge and did not counts at the old one; the others park if they must
+            if known > max(lowest, least):
+                self._broken("fallbacks fit the lowest limit", t, f"domain {d}", known - max(lowest, least))
 
     # ── what is served ───────────────────────────────────────────────────────────────────────────────────
     def _judge_drains(self, t: int, plan: Planned, old: list[Command | None]) -> None:

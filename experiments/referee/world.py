@@ -143,8 +143,12 @@ class World:
         node = self.nodes[i]
         node.fell = True
         if node.lease.lease is not None:
-            node.cap_w = min(node.cap_w, node.lease.lease.fallback_w)
-            self.referee.see(FellBack(self.now_ms, i, node.cap_w))
+            lease = node.lease.lease
+            if lease.parks:
+                node.stage, node.loading_until_ms = PARKED, -1
+            # a product has no cap below its smallest: a parked node keeps that
+            node.cap_w = min(node.cap_w, max(lease.fallback_w, self.site.nodes[i].cap_min_w))
+            self.referee.see(FellBack(self.now_ms, i, node.cap_w, lease.parks))
 
     # ── limits ───────────────────────────────────────────────────────────────────────────────────────────
     def demand(self, d: int, limit_w: int, announced_ms: int | None = None) -> None:

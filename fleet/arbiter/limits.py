@@ -18,7 +18,7 @@ import numpy as np
 
 from ..tables import NEVER_S
 from .compiled import kernel
-from .scratch import AVAILABLE, FALLBACK_AVAILABLE
+from .scratch import AVAILABLE, FALLBACK_AVAILABLE, FALLBACK_LIMIT
 from .state import BANK_FRAC, NO_LIMIT_W
 
 SAVE_FRAC = 0.1
@@ -115,3 +115,4 @@ def update_limits(
             lowest_w = min(lowest_w, np.int64(sustained_w))
         domain[AVAILABLE, d] = budget_w - bounds_w
         domain[FALLBACK_AVAILABLE, d] = np.int64(np.floor((1.0 - fleet.deepest_cut_frac) * lowest_w)) - bounds_w
+        domain[FALLBACK_LIMIT, d] = lowest_w - bounds_w

@@ -4,14 +4,14 @@ Caps govern GPUs; everything else is covered by declared bounds (`non_gpu_max_w`
 low a domain draws more than its limit although every cap fits. Two things answer:
 
 * The **excursion loop** (FIELD.md section 5). A fresh meter above the limit in force, although what is commanded and
-  possible fits it, takes back twice the deficit at once, by lowering what the domain may share among caps. It waits
+  possible fits it, takes back twice the deficit at once, from its least important service first (`taking`). It waits
   10 s, verifies, and takes again. It never takes more than leaves every node its floor: where that is not enough,
   `is_exhausted` is the alert. Once the meter has stayed well below the limit for a minute the watts are given back
   slowly.
 * The **charged bound**. Meter less GPUs, averaged over some seconds, is what a domain draws beside its GPUs. Its
   upper quantile is tracked (up at once, down within an hour), and where it is above the declared bound the difference
   is charged, to the domain and to those that feed it, to caps, fallbacks and windows. Less than the declared bound is
-  never charged.
+  charged only where the site allows it (`meters_loosen`), to caps alone, and after a full day of readings below it.
 
 What is withheld is the larger of the two, since both say the same. A meter that is missing, stale, implausible, or
 that reads the same for long changes nothing: nothing is taken, given back, or forgotten on its word.
@@ -22,7 +22,7 @@ import numpy as np
 from .breach import WAIT_S, update_breach
 from .compiled import kernel
 from .limits import domain_charge
-from .scratch import AVAILABLE, CAP_MAX, FALLBACK_AVAILABLE, LO, RESERVE
+from .scratch import AVAILABLE, CAP_MAX, FALLBACK_AVAILABLE, FALLBACK_LIMIT, LO, RESERVE, TAKEN
 from .water_filling import charge_of
 
 MISSING, FROZEN, READ, CHANGED = range(4)
@@ -48,6 +48,12 @@ AVERAGE_S = 10.0
 
 FORGET_S = 3600.0
 """Time constant with which the upper quantile forgets a peak."""
+
+DAY_S = 86400.0
+"""Readings of a full day, its hottest hours and its cron jobs included, before less than declared is charged."""
+
+MAX_SPARE_FRAC = 0.5
+"""At most this share of the declared bounds is ever left uncharged."""
 
 MAX_EXCESS_FRAC = 0.5
 """At most this share of the declared bounds is charged on top of them: a meter alone must not shut a site down."""
@@ -123,6 +129,25 @@ def estimate_other(meter_w, gpu_w, declared_w, average, forget, record):
 
 
 @kernel
+def spare_of(dt_s, is_estimated, is_believed, declared_w, record):
+    """What a domain need not be charged of its declared bounds: all that a full day of readings stayed below them.
+
+    Two days are kept, the full one and the one that runs: the highest of both is what is charged, with a step on top.
+    A meter that is not believed now vouches for nothing, nor does one whose readings ask for more than declared.
+    """
+    if is_estimated:
+        record.high_w = max(record.high_w, record.other_w)
+        record.good_s += dt_s
+        if record.good_s >= DAY_S:
+            record.high_before_w, record.high_w = record.high_w, record.other_w
+            record.good_s = 0.0
+    if not is_believed or not record.high_before_w > 0.0 or record.own_excess_w > 0:
+        return 0
+    seen_w = max(record.high_w, record.high_before_w) + max(1.0, STEP_FRAC * declared_w)
+    return max(0, np.int64(np.floor(declared_w - max(seen_w, (1.0 - MAX_SPARE_FRAC) * declared_w))))
+
+
+@kernel
 def charge_excess(domain_static, st_domain):
     """What is charged above the declared bounds: of each domain the larger of what its own and lower meters say."""
     for d in range(len(domain_static)):
@@ -179,10 +204,14 @@ def apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_d
     Args:
         dt_s: Time since the last settlement, guarded: what may be credited.
         lapse_s: The same, less guarded: what is debited.
-        scratch: AVAILABLE and FALLBACK_AVAILABLE are lowered, never raised; LO and RESERVE are read.
+        scratch: AVAILABLE and FALLBACK_AVAILABLE are lowered; LO and RESERVE are read. TAKEN becomes what of it was
+            taken back, for `taking`, where the result is True.
+
+    Returns:
+        Whether anything is taken back.
     """
     if not has_to_look(sn_domain, st_domain):
-        return
+        return False
     domain, total = scratch.domain, scratch.total
     recent_s = 2.0 * fleet.tick_s
     average, forget = 1.0 - np.exp(-dt_s / AVERAGE_S), 1.0 - np.exp(-dt_s / FORGET_S)
@@ -194,8 +223,12 @@ def apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_d
         record.wait_s = max(0.0, record.wait_s - dt_s)
         start, end = static.node_start, static.node_end
         declared_w = static.unmanaged_w + static.non_gpu_max_w
-        if worth == CHANGED and heard.meter_age_s <= recent_s and total[1, end] == total[1, start]:
+        is_estimated = worth == CHANGED and heard.meter_age_s <= recent_s and total[1, end] == total[1, start]
+        if is_estimated:
             estimate_other(heard.meter_w, float(total[0, end] - total[0, start]), declared_w, average, forget, record)
+        if fleet.meters_loosen != 0:
+            record.spare_w = spare_of(dt_s, is_estimated, worth >= READ, declared_w, record)
+            domain[AVAILABLE, d] += record.spare_w
         if worth < READ:
             continue
         over_w = heard.meter_w - record.in_force_w
@@ -203,17 +236,23 @@ def apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_d
         if over_w <= 0.0 and record.excursion_w == 0 and record.is_exhausted == 0:
             continue
         room_w = room_above_floors(d, start, end, scratch)
-        slack_w = record.in_force_w - declared_w - domain_charge(node_static, st_node, start, end)
+        slack_w = record.in_force_w - declared_w + record.spare_w - domain_charge(node_static, st_node, start, end)
         take_back(over_w, slack_w, max(0, room_w), dt_s, record)
     charge_excess(domain_static, st_domain)
+    is_taking = False
     for d in range(len(domain_static)):
         static, record = domain_static[d], st_domain[d]
         withheld_w = record.excess_w
+        domain[TAKEN, d] = 0
         if record.excursion_w > withheld_w:
             room_w = room_above_floors(d, static.node_start, static.node_end, scratch)
             withheld_w = max(withheld_w, min(record.excursion_w, room_w))
+            domain[TAKEN, d] = withheld_w - record.excess_w
+            is_taking |= withheld_w > record.excess_w
         domain[AVAILABLE, d] -= withheld_w
         domain[FALLBACK_AVAILABLE, d] -= record.excess_w
+        domain[FALLBACK_LIMIT, d] -= record.excess_w
         if static.mean_w > 0 and record.excess_w > 0:
             least_ws = -static.mean_w * static.window_s
             record.bank_ws = max(least_ws, record.bank_ws - record.excess_w * lapse_s)
+    return is_taking

@@ -48,8 +48,11 @@ def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl
         st.unacked_s += hold_step_s
     elif st.unacked_s <= lease_ttl_s or sn.cap_w <= st.cap_cmd_w:
         st.unacked_s = 0.0
-    if sn.ack_seq >= st.seq:
-        st.fallback_possible_w = st.fallback_w
+    if has_answered:
+        held_w = max(st.fallback_w, st.since_fallback_w)
+        if sn.ack_seq == st.wait_seq:
+            held_w = max(held_w, st.wait_fallback_w)
+        st.fallback_possible_w = st.fallback_w if sn.ack_seq >= st.seq else held_w
     if sn.cap_w == UNKNOWN_W:  # an inconclusive read changes nothing
         return
     if sn.cap_w > st.cap_possible_w:  # rebooted, or another writer
@@ -65,6 +68,8 @@ def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl
         st.wait_seq = st.seq
         st.wait_w = st.cap_cmd_w
         st.since_w = 0
+        st.wait_fallback_w = st.fallback_w
+        st.since_fallback_w = 0
         if possible_w < st.cap_possible_w:
             if firmware_lag_s > 0.0:
                 st.settling_w = possible_w
@@ -84,6 +89,7 @@ def acknowledge_usual(sn, st, hold_step_s, firmware_lag_s):
     cap_w, seq, ack_seq = st.cap_cmd_w, st.seq, sn.ack_seq
     possible_w, hold_s, settling_w = st.cap_possible_w, st.hold_s, st.settling_w
     wait_seq, wait_w, since_w, fallback_w = st.wait_seq, st.wait_w, st.since_w, st.fallback_w
+    wait_fallback_w, since_fallback_w = st.wait_fallback_w, st.since_fallback_w
     is_waiting = hold_s > 0.0
     hold_s -= hold_step_s
     is_over = is_waiting & (not hold_s > 0.0)
@@ -101,6 +107,8 @@ def acknowledge_usual(sn, st, hold_step_s, firmware_lag_s):
     st.wait_seq = wait_seq if is_waiting else seq
     st.wait_w = wait_w if is_waiting else cap_w
     st.since_w = since_w if is_waiting else 0
+    st.wait_fallback_w = wait_fallback_w if is_waiting else fallback_w
+    st.since_fallback_w = since_fallback_w if is_waiting else 0
     st.fallback_possible_w = fallback_w
     st.silent_w = 0
     st.is_parked = 0
@@ -118,4 +126,5 @@ def command_cap(st, cap_w, fallback_w, is_changed):
     st.fallback_w = fallback_w
     st.cap_possible_w = max(st.cap_possible_w, cap_w)
     st.fallback_possible_w = max(st.fallback_possible_w, fallback_w)
+    st.since_fallback_w = max(st.since_fallback_w, fallback_w * is_new)
     st.settling_w = max(st.settling_w, cap_w if st.hold_s > 0.0 else st.settling_w)

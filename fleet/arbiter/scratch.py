@@ -10,11 +10,12 @@ from ..topology import Fleet
 LO, HI, CAP_MAX, CHARGE, ALLOWED, CAP, BOUND, KIND, FRESH, WISH, FLOOR, TARGET, STAGE_BEFORE, SPARE = range(14)
 CEILING, BEFORE = 14, 15  # of a tree filling: caps of the last sweep, and `hi` as it was
 IS_APART, CAP_BEFORE, RESEND = 16, 17, 18  # counts apart from its cap; the last command; whether to say it again
-NODE_ROWS = 19
+PARKS = 19  # of fallbacks: what a node does when its lease expires
+NODE_ROWS = 20
 # rows of Scratch.weight, float64 per node
 BID_WEIGHT, EQUAL_WEIGHT = range(2)
 # rows of Scratch.domain, int64 per domain
-AVAILABLE, RESERVE, FALLBACK_AVAILABLE, EMERGENCY = range(4)
+AVAILABLE, RESERVE, FALLBACK_AVAILABLE, EMERGENCY, FALLBACK_LIMIT, TAKEN = range(6)
 # rows of Scratch.tree, int64 per domain
 START, END, PARENT, MISFIT = range(4)
 # rows of Scratch.pool, float64 per pool
@@ -32,7 +33,7 @@ class Scratch(NamedTuple):
 
     node: np.ndarray  # (NODE_ROWS, N) int64
     weight: np.ndarray  # (2, N) float64
-    domain: np.ndarray  # (4, D) int64
+    domain: np.ndarray  # (6, D) int64
     level: np.ndarray  # (D,) float64
     guess: np.ndarray  # (D,) float64
     tree: np.ndarray  # (4, D) int64
@@ -53,7 +54,7 @@ def scratch_of(nodes: int, domains: int, pools: int) -> Scratch:
     return Scratch(
         node=np.empty((NODE_ROWS, nodes), np.int64),
         weight=np.empty((2, nodes), np.float64),
-        domain=np.empty((4, domains), np.int64),
+        domain=np.empty((6, domains), np.int64),
         level=np.empty(domains, np.float64),
         guess=np.empty(domains, np.float64),
         tree=np.empty((4, domains), np.int64),

@@ -26,6 +26,7 @@ from .reading import clean, read_bids, read_nodes, update_filters
 from .scratch import BID_WEIGHT, CAP_MAX, HI, LO, SPARE, WISH, Scratch, make_scratch, scratch_of
 from .stages import command_stage, update_stages
 from .state import BANK_FRAC, ArbiterState
+from .taking import lend_taken, take_from_least
 from .targets import drop_wishes, hold_targets, save_watts, set_targets
 from .tree_filling import read_tree
 from .water_filling import fill_domain
@@ -102,14 +103,20 @@ def settle_one(
     if needs_health or moves + wishes > 0:
         judge_again(node_static, service_static, sn_node, st_node, node)
     set_reserves(domain_static, node, domain, top)
-    apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_domain, st_node, st_domain, scratch)
+    is_taking = apply_meters(
+        dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_domain, st_node, st_domain, scratch
+    )
     if st_fleet.orders > 0:
         hold_pins(node_static, st_node, scratch)
     if wishes > 0:
         drop_wishes(node_static, domain_static, service_static, st_node, node, domain, top)
     if spend < 0.0:
         save_watts(spend, domain_static, st_domain, node, domain, top)
+    if is_taking:
+        lend_taken(domain)
     shed_level = set_targets(node_static, domain_static, service_static, st_node, st_domain, scratch)
+    if is_taking:
+        take_from_least(node_static, domain_static, service_static, scratch)
     hold_targets(fleet.deadband_w, scratch)
     if st_fleet.orders > 0:
         clamp_to_pins(node_static, st_node, node)
@@ -121,7 +128,16 @@ def settle_one(
                     st_service[node_static[i].service].move_credit -= 1.0
                 command_stage(i, node[WISH, i], st_node)
                 moves += 1
-    set_fallbacks(fleet.lease_ttl_s, node_static, domain_static, st_node, st_domain, scratch)
+    set_fallbacks(
+        fleet.lease_ttl_s,
+        fleet.grace_s - fleet.tick_s,
+        node_static,
+        domain_static,
+        service_static,
+        st_node,
+        st_domain,
+        scratch,
+    )
     interventions, correction, is_shedding = write_plan(
         fleet, node_static, sn_node, st_node, plan_node, node, weight[BID_WEIGHT], pool
     )

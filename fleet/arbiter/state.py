@@ -126,6 +126,7 @@ def initial_state(
     node["wait_w"] = static["cap_min_w"]
     node["cap_possible_w"] = static["cap_max_w"]
     node["fallback_w"] = static["cap_min_w"]
+    node["wait_fallback_w"] = static["cap_min_w"]
     node["demand_w"] = np.nan
     node["drained_at_s"] = -NEVER_S
     node["cordoned_at_s"] = -NEVER_S

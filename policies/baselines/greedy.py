@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...fleet.tables import DECODE, PREFILL, STAGES
+from ...fleet.bids import Bids
 from ...fleet.topology import Fleet
 from ..base import Model
-from ..pools import gpu_budget_w, pool_bids, pool_view, split_bids, static_of, watt_bids
-from ..work import OUTPUT, PROMPT, follow_work, lengths, no_work
+from ..pools import SOON_S, pool_view, static_of
+from ..work import SHORTEST_TOK, follow_work, no_work
 
 
 @dataclass(frozen=True)
@@ -50,42 +50,33 @@ class Greedy:
         return no_work(batch, len(self.fleet.services))
 
     def bid(self, snapshot, observation, memory):
-        memory = follow_work(snapshot, memory, self.fleet.timing.control_s, self.fast_s, self.slow_s)
-        view = pool_view(self.fleet, snapshot)
-        budget_w = gpu_budget_w(self.fleet, snapshot)
-        caps_w = self._caps_w(snapshot, view, budget_w, memory[..., :3])
-        watts = watt_bids(caps_w * static_of(self.fleet).gpus_per_node, view.demand_w)
-        nodes = None
-        if self.role_gain > 0:
-            share = self.prefill_share(budget_w, memory[..., 3:])
-            nodes = split_bids(self.fleet, view, share, self.role_gain, self.role_deadband_nodes)
-        return pool_bids(self.fleet, snapshot, watts, nodes), memory
+        from ...fleet.arbiter.work import ask_of_pools, write_bids  # numba is loaded by who bids, not by who imports
 
-    def _caps_w(self, snapshot, view, budget_w, work):
-        """Caps per GPU, shape (B, P), that spend the budget by marginal utility."""
-        prompt, context = lengths(work)
-        asked = np.maximum(work[..., PROMPT:].reshape(len(work), -1), 1e-3)  # prefill, decode of every service
-        backlog_s = _known(snapshot.service["backlog_s"])
-        asked[:, PREFILL::STAGES] *= self.prefill_margin * (1.0 + np.maximum(backlog_s, 0.0) / self.horizon_s)
-        value = np.empty_like(asked)
-        value[:, PREFILL::STAGES] = work[..., PROMPT] + work[..., OUTPUT]
-        value[:, DECODE::STAGES] = value[:, PREFILL::STAGES] * self.decode_value
-        return self.model.marginal_caps(
-            view.nodes, view.gpus, asked, value, _known(snapshot.service["active"]), prompt, context, self.sharpness,
-            budget_w,
+        fleet, static = self.fleet, static_of(self.fleet)
+        memory = follow_work(snapshot, memory, fleet.timing.control_s, self.fast_s, self.slow_s)
+        view = pool_view(fleet, snapshot)
+        domain = snapshot.domain
+        if not (domain.flags.c_contiguous and domain.flags.writeable):
+            domain = domain.copy(order="C")
+        budget_w = np.empty(snapshot.batch)
+        asked, value, mean_caps_w, work = np.empty((4, *view.nodes.shape))
+        active, prompt, context, slow_prompt, slow_context, share = np.empty((6, *memory.shape[:2]))
+        ask_of_pools(
+            domain, snapshot.service, static.fixed_w, SOON_S, static.gpus, self.model.cap_range_w, memory, SHORTEST_TOK,
+            float(self.prefill_margin), float(self.horizon_s), float(self.decode_value), budget_w, asked, value, active,
+            prompt, context, slow_prompt, slow_context, mean_caps_w,
         )  # fmt: skip
-
-    def prefill_share(self, budget_w, work):
-        """Share of each service's nodes that its work asks to prefill at the mean cap, shape (B, S)."""
-        ranges_w = self.model.cap_range_w[DECODE::STAGES]
-        mean_w = (budget_w / static_of(self.fleet).gpus)[:, None]
-        caps_w = np.minimum(np.maximum(mean_w, ranges_w[:, 0]), ranges_w[:, 1]).repeat(STAGES, axis=1)
-        rates, _ = self.model.node_tok_s(caps_w, *lengths(work))
-        need = work[..., PROMPT:].reshape(len(work), -1) / np.maximum(rates, 1e-9)  # nodes of every pool
-        prefill, decode = self.prefill_margin * need[:, PREFILL::STAGES], need[:, DECODE::STAGES]
-        return prefill / np.maximum(prefill + decode, 1e-9)
-
-
-def _known(values: np.ndarray) -> np.ndarray:
-    """Values with 0 for what is missing, contiguous."""
-    return np.where(np.isfinite(values), values, 0.0)
+        caps_w = self.model.marginal_caps(
+            view.nodes, view.gpus, asked, value, active, prompt, context, self.sharpness, budget_w
+        )
+        # nodes follow what the slow mix asks of each stage at the mean cap
+        rates = mean_caps_w
+        if self.role_gain > 0:
+            rates, _ = self.model.node_tok_s(mean_caps_w, slow_prompt, slow_context)
+        bids = Bids.neutral(snapshot.batch, fleet.pools, len(fleet.nodes))
+        write_bids(
+            fleet.service_static, static.gpus_per_node, view.nodes, view.coming, view.demand_w, memory, rates,
+            float(self.prefill_margin), float(self.role_gain), float(self.role_deadband_nodes), caps_w, share, work,
+            bids.pool,
+        )  # fmt: skip
+        return bids, memory

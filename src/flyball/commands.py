@@ -409,6 +409,13 @@ def bench_arbiter(as_json: bool) -> None:
     _bench("arbiter", as_json)
 
 
+@bench.command("http")
+@json_option
+def bench_http(as_json: bool) -> None:
+    """Latency and throughput of decisions over HTTP on this machine."""
+    _bench("http", as_json)
+
+
 @bench.command("soak")
 @click.option("--node-settlements", type=int, default=10_000_000, show_default=True, help="Settlements times nodes.")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -73,7 +73,7 @@ def serve(site: str, policy: str, mode: str, host: str, port: int, db: str, toke
     With --json the object says where it listens and is printed once it does.
     """
     from . import registry
-    from .experiments.emulate import site_scenario
+    from .experiments.site_scenario import site_scenario
 
     try:
         from .serving.server import ServeConfig, run_service
@@ -82,7 +82,7 @@ def serve(site: str, policy: str, mode: str, host: str, port: int, db: str, toke
     _log(logging.WARNING)
     scenario = site_scenario(site)
     fallback = registry.policy("best-baseline", scenario)
-    chosen = registry.policy(policy, scenario)
+    chosen = registry.live_policy(policy, scenario)
     config = ServeConfig(scenario.fleet, chosen, mode, host, port, db, tokens, fallback)
 
     def ready(where: Any) -> None:
@@ -204,13 +204,16 @@ def emulate(
 
     Ctrl-C stops everything.
     """
+    from . import registry
+
     try:
-        from .experiments.emulate import site_scenario
-        from .experiments.live import emulate_site
+        from .experiments.emulation.run import emulate_site
+        from .experiments.site_scenario import site_scenario
     except ImportError as e:
         raise _needs("serve,agent", e) from None
     changes = {} if seconds is None else {"seconds": seconds, "warmup_s": 0.0}
     chosen = site_scenario(site, scenario, **changes)
+    registry.live_policy(policy, chosen)  # refused here, and not in the log of the service
     _log(logging.WARNING)
     # a supervisor's SIGTERM ends it as Ctrl-C does
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -277,7 +280,7 @@ def shadow_report(db: str, from_: str | None, to: str | None, out: Path, as_json
       flyball shadow report --db flyball.db --from -14d --out report.html
     """
     try:
-        from .experiments.shadow_report import shadow_report as write
+        from .experiments.shadow.report import shadow_report as write
         from .serving.explain import parse_time
     except ImportError as e:
         raise _needs("serve", e) from None

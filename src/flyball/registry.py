@@ -4,7 +4,7 @@ Policies never import environments: what a baseline needs of the plant (a model 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 TUNED = Path(__file__).parent / "policies" / "baselines" / "tuned.json"
 """Constants found by `flyball tune`, by baseline and scenario family, with the budget that found them."""
+
+MIXTURE = "mixture"
+"""Stands for a family where constants were tuned on several at once: what a policy for all of them corrects."""
 
 PRETRAINED = Path(__file__).parent / "policies" / "pretrained"
 
@@ -112,6 +115,22 @@ def best_baseline_name(scenario: "Scenario") -> str:
     return tuned()["best"].get(scenario.family, "greedy")
 
 
+def base_of(name: str, scenarios: "Sequence[Scenario]") -> tuple[str, dict[str, float]]:
+    """The baseline that a learned policy corrects, and its constants.
+
+    Those of one family are tuned for it; for several, for the mixture (RL.md lesson 4: what is tuned for one family
+    can lose a third on another).
+
+    Args:
+        name: A baseline, or best-baseline.
+        scenarios: What the policy is trained on.
+    """
+    table, families = tuned(), {s.family for s in scenarios}
+    family = scenarios[0].family if len(families) == 1 or MIXTURE not in table["best"] else MIXTURE
+    base = table["best"].get(family, "greedy") if name == "best-baseline" else name
+    return base, table["baselines"].get(base, {}).get(family, {}).get("params", {})
+
+
 def champion_path() -> Path:
     """The gated policy that ships in the package.
 
@@ -138,6 +157,24 @@ def policy(name: str, scenario: "Scenario") -> "Policy":
         path = champion_path() if name == "champion" else Path(name)
         return OnnxPolicy.load(path, scenario.fleet, lambda base, params: baseline(base, scenario, params), name)
     return baseline(name, scenario)
+
+
+def live_policy(name: str, scenario: "Scenario") -> "Policy":
+    """`policy`, where there is a real site in place of the plant.
+
+    Raises:
+        BadInput: as `policy`, and for one that thinks with copies of the simulated plant.
+    """
+    if name not in NEEDS_SIMULATOR:
+        made = policy(name, scenario)
+        base = getattr(made, "baseline", made)
+        if base.name not in NEEDS_SIMULATOR:
+            return made
+        name = f"{name} (on {base.name})"
+    raise BadInput(
+        f"policy {name} plays copies of the simulated plant and cannot run live; use champion, best-baseline or one of "
+        f"{', '.join(CANDIDATES)}"
+    )
 
 
 def make_core(scenario: "Scenario", channels, background: str | None = None, **kwargs) -> "Core":

@@ -188,7 +188,7 @@ from flyball.fleet.errors import FlyballError
 from flyball.actuators.agent import AgentConfig, run_agent
 logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
 settings = json.loads(sys.argv[1])
-for name in ("nvml_state", "state_dir"):
+for name in {"nvml_state", "state_dir", "command_file"} & settings.keys():
     settings[name] = Path(settings[name])
 try:
     run_agent(AgentConfig(**settings))

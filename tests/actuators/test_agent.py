@@ -1,5 +1,6 @@
 """Real agents, with their guardians, on emulated GPUs against a tiny service."""
 
+import json
 import os
 import signal
 import subprocess
@@ -121,7 +122,7 @@ def test_an_agent_without_its_guardian_stops(gpus, obeying, wait_until):
     """When the guardian dies the agent goes to the fallback and ends, so that a supervisor restarts both."""
     os.kill(obeying.guardian_pid, signal.SIGKILL)
     assert obeying.wait() != 0
-    assert (gpus.caps_w == 400).all() and "GuardianGone" in obeying.log
+    assert (gpus.caps_w == 400).all() and "WatchdogGone" in obeying.log
 
 
 def test_old_epochs_are_refused(gpus, service, start_agent, wait_until):
@@ -370,3 +371,27 @@ except BadInput as error:
     assert (gpus.caps_w == 400).all()
     assert set(nvml_script(restore).values()) == {700} and (gpus.caps_w == 700).all()
     assert nvml_script(restore) == {}
+
+
+def test_a_lease_that_parks_parks_at_its_deadline(gpus, service, start_agent, wait_until, tmp_path):
+    """When the service dies, caps go to their lowest and whoever runs the stages is told to unload."""
+    command = tmp_path / "command.json"
+    service.lease = lease(ttl_s=0.6, fallback_w=0)
+    start_agent(command_file=str(command))
+    wait_until(lambda: (gpus.caps_w == 500).all() and command.exists())
+    assert json.loads(command.read_text())["stage"] != 2
+    service.stop()
+    wait_until(lambda: (gpus.caps_w == 200).all())
+    wait_until(lambda: json.loads(command.read_text())["stage"] == 2)
+
+
+def test_the_guardian_parks_only_when_the_lease_has_expired(gpus, service, start_agent, wait_until, tmp_path):
+    """A killed agent's caps fall at once; the model stays until the deadline, as a restarted agent may serve it on."""
+    command = tmp_path / "command.json"
+    service.lease = lease(ttl_s=1.5, fallback_w=0)
+    agent = start_agent(command_file=str(command))
+    wait_until(lambda: (gpus.caps_w == 500).all() and command.exists())
+    agent.signal(signal.SIGKILL)
+    wait_until(lambda: (gpus.caps_w == 200).all())
+    assert json.loads(command.read_text())["stage"] != 2
+    wait_until(lambda: json.loads(command.read_text())["stage"] == 2)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flyball.actuators.lease import UNKNOWN_W, Do, Lease, LeaseState, Verdict
+from flyball.actuators.lease import PARKS_W, UNKNOWN_W, Do, Lease, LeaseState, Verdict
 from flyball.fleet import tables
 
 leases = st.builds(
@@ -110,3 +110,12 @@ def test_a_restarted_agent_remembers_the_epoch_but_takes_the_same_command():
     state = LeaseState(epoch=2, seq=5)
     assert state.accept(FIRST, 100.0, 100.0)[1] is Verdict.ACCEPTED
     assert state.accept(Lease(2, 4, 5.0, 4000, 3000), 100.0, 100.0)[1] is Verdict.OLD_SEQ
+
+
+def test_a_lease_with_a_fallback_of_nothing_parks_at_its_deadline():
+    """No product takes a cap of 0 W: that fallback means to park, and only once the lease has expired."""
+    state, verdict = LeaseState().accept(Lease(2, 5, 5.0, 4000, PARKS_W), 100.0, 100.0)
+    assert verdict is Verdict.ACCEPTED
+    assert not state.action(104.0, 4000).parks and state.action(105.0, 4000).parks
+    state, _ = state.accept(Lease(2, 6, 5.0, 4000, 1600), 101.0, 101.0)
+    assert not state.action(110.0, 4000).parks

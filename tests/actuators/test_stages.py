@@ -53,3 +53,14 @@ def test_commands_are_passed_on_in_one_step(tmp_path):
     }
     assert [p.name for p in tmp_path.iterdir()] == ["command.json"]
     StageLink(None, tmp_path / "gone" / "command.json").command(Reply(None, stage=1))
+
+
+def test_a_node_is_told_to_park_without_the_service(tmp_path):
+    """A lease that parks leaves the command for whoever runs the stages; the next answer takes it back."""
+    link = StageLink(None, tmp_path / "command.json")
+    link.command(Reply(None, stage=1, drained=True))
+    link.park()
+    assert json.loads((tmp_path / "command.json").read_text()) == {"stage": PARKED, "cordoned": False, "drained": True}
+    assert link.read().stage == 1, "nobody has seen it parked"
+    link.command(Reply(None, stage=1))
+    assert json.loads((tmp_path / "command.json").read_text())["stage"] == 1

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from flyball.envs.hardware import PROFILE, profile_table
-from flyball.envs.physics import busy_power_w, decode_batch_within, decode_step_s, decode_use, relative_rate
+from flyball.envs.physics import (
+    busy_power_w,
+    decode_batch_within,
+    decode_step_s,
+    decode_use,
+    full_power_w,
+    relative_rate,
+)
 from flyball.envs.plant import EPISODE, EVOLVING, Plant
 from flyball.envs.scenario import load_scenario
 from flyball.envs.single import Profile, single
@@ -40,6 +47,8 @@ def test_single_precision_twins_agree_with_the_equations(phi):
             f(phi), f(0.3), f(use[0]), f(use[1]), narrow, f(1), f(0.65), f(0.6), f(0.5), f(0.55)
         )
         assert twin_w == pytest.approx(draw_w, rel=1e-5)
+        full_w = full_power_w.py_func(*use, wide, 1.0)
+        assert full_w == pytest.approx(busy_power_w.py_func(1.0, 0.3, *use, wide, 1.0, 0.65, 0.6, 0.5, 0.55), rel=1e-12)
     assert single(relative_rate)(f(phi), f(0.3), f(0.55)) == pytest.approx(relative_rate.py_func(phi, 0.3, 0.55))
 
 
@@ -131,11 +140,40 @@ def test_saving_and_restoring_replays_the_same_future(make_core):
         assert again.arrays[name].tobytes() == future.arrays[name].tobytes(), name
 
 
+@pytest.mark.parametrize("name", ["bursty", "faults", "training-ballast", "thermal"])
+def test_a_step_of_many_ticks_is_its_ticks_bit_for_bit(make_core, name):
+    """Nodes that stay in their columns for twenty ticks end as nodes written back after every tick, broken or not."""
+    core = make_core(name, batch=2, overrides=SHORT)
+    plant = core.plant
+    plant.fail(1, xid=79, down_s=7.0)  # down at first, loading its model after that
+    state = plant.save()
+    plant.step(core.base, ticks=20)
+    whole = plant.save()
+    plant.restore(state)
+    for _ in range(20):
+        plant.step(core.base, ticks=1)
+    ticks = plant.save()
+    for table in EVOLVING:
+        assert whole.arrays[table].tobytes() == ticks.arrays[table].tobytes(), table
+
+
+def test_limits_that_somebody_wrote_do_not_outlive_a_reset(make_core):
+    """Limits that are the same in every episode are only left in place while nobody had them to write."""
+    core = make_core("bursty", batch=2, overrides=SHORT)
+    plant = core.plant
+    limits, told = plant.limits.copy(), plant.told.copy()
+    core.reset([5, 6])
+    plant.limits[:, 3:] //= 2
+    plant.told[:, 3:, :, 0] *= 0.5
+    core.reset([7, 8])
+    assert (plant.limits == limits).all() and (plant.told == told).all()
+
+
 def test_every_array_of_a_plant_is_saved_or_of_the_episode():
     """No array with a batch axis is forgotten by `save` and `branch`."""
     plant = Plant(load_scenario("bursty"), FLEET, 3)
-    held = {name for name, value in vars(plant).items() if isinstance(value, np.ndarray) and value.shape[:1] == (3,)}
-    assert held <= set(EPISODE) | set(EVOLVING)
+    arrays = {name.lstrip("_"): value for name, value in vars(plant).items() if isinstance(value, np.ndarray)}
+    assert {name for name, value in arrays.items() if value.shape[:1] == (3,)} <= set(EPISODE) | set(EVOLVING)
 
 
 def test_a_branch_meets_the_future_of_its_environment(make_core):

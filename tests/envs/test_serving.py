@@ -10,7 +10,7 @@ from flyball import registry
 from flyball.envs.core import Core
 from flyball.envs.plant_tables import WAIT_POINTS
 from flyball.envs.scenario import load_scenario
-from flyball.envs.waiting import prefill_waiting
+from flyball.envs.waiting import WAIT_WORK, prefill_waiting
 from flyball.fleet.topology import Fleet
 
 SHORT = ("seconds=240", "warmup_s=0")
@@ -118,5 +118,6 @@ def test_early_rejection_turns_away_what_a_replay_of_requests_turns_away(servers
             turned += 1
         else:
             heapq.heapreplace(free_s, max(free_s[0], at_s) + needs_s)
-    joins = prefill_waiting(load, float(servers), service_s, 1.0, cs2, longest_s, 1.0, np.zeros(WAIT_POINTS))[0]
+    waits = np.zeros(WAIT_POINTS), np.zeros(WAIT_WORK)
+    joins = prefill_waiting(load, float(servers), service_s, 1.0, cs2, longest_s, 1.0, *waits)[0]
     assert 1.0 - joins == pytest.approx(turned / count, abs=0.02)

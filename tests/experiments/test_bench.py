@@ -1,14 +1,19 @@
 """Benchmarks: generated fleets are what they say, measurements have spreads, allocations are comparable."""
 
+import base64
+import json
+import multiprocessing
+
+import msgpack
 import numpy as np
 import pytest
 
 from flyball.envs.scenario import load_scenario
-from flyball.experiments.bench import BENCHES, arbiter, run_bench
+from flyball.experiments.bench import BENCHES, arbiter, http, run_bench
 from flyball.experiments.bench.fleets import five_levels, rows_of_racks, scenario_on
 from flyball.experiments.bench.three_phase import Request, ThreePhase
 from flyball.experiments.bench.timing import REPEATS, Sample, seconds_per_call
-from flyball.fleet.errors import BadInput
+from flyball.fleet.errors import BadInput, FlyballError
 from flyball.fleet.site_file import load_site
 
 
@@ -70,6 +75,34 @@ def test_environment_figures_have_the_names_of_the_contract():
     names = {"node_steps_per_s", "factory_node_steps_per_s", "single_env_steps_per_s", "cartpole_ratio", "rss_mib"}
     assert names <= set(out["figures"])
     assert all(out["figures"][name] > 0 for name in names)
+
+
+def test_http_figures_have_the_names_of_the_contract():
+    """Both encodings and sizes, throughput, batches and the network alone, against a service that the bench starts."""
+    out = run_bench("http", quiet, repeat_s=0.02, batch=3)["figures"]
+    names = {"rack16_msgpack_p50_us", "rack16_json_p50_us", "fleet256_msgpack_p50_us"}
+    names |= {"rack16_per_s", "rack16_batched_per_s", "session_run_16_us"}
+    assert names <= set(out) and all(out[name] > 0 for name in names)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_request_of_the_http_bench_decides_what_the_engine_decides():
+    """MessagePack and JSON columns carry one snapshot and state: the service makes the same plan of both."""
+    scenario = scenario_on(rows_of_racks(16), load_scenario(http.SCENARIO))
+    snapshot, state = http.under_load(scenario, 1)
+    with http.service(16) as listening:
+        link = http.Link(listening)
+        answers = []
+        for body in (http.packed_request(snapshot, state), http.json_request(snapshot, state)):
+            link.send(link.request(body))
+            answers.append(link.receive())
+        with pytest.raises(FlyballError, match="refuses a decision"):
+            link.send(link.request(http.Body(b"{", "application/json")))
+            link.receive()
+        link.close()
+    packed, columns = msgpack.unpackb(answers[0]), json.loads(answers[1])
+    assert base64.b64decode(columns["plan_bytes"]) == packed["plan"]
+    assert base64.b64decode(columns["state"]) == packed["state"]
 
 
 def test_missing_scipy_gives_null_figures_with_a_note(monkeypatch, capsys):

@@ -7,22 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flyball.experiments.emulate import DRAINED, FALLEN, LEASED
-from flyball.experiments.live import QUICK, LiveResult, fresh_folder, run_live
-from flyball.experiments.live_charts import live_charts
+from flyball.experiments.emulation.run import fresh_folder
+from flyball.experiments.emulation.second import DRAINED, FALLEN, LEASED
+from flyball.experiments.live.charts import live_charts
+from flyball.experiments.live.result import LiveResult
+from flyball.experiments.live.run import run_live
+from flyball.experiments.live.script import QUICK
 from flyball.fleet.errors import BadInput
 
 SITE = Path(__file__).with_name("live_site.toml")
 
 SCRIPT = replace(
     QUICK,
-    seconds=24.0,
+    seconds=27.0,
     xid_at_s=1.5,
     first_cut_s=6.0,
     notice_s=4.0,
     second_cut_s=8.0,
-    restart_s=12.5,
-    lift_s=20.0,
+    restart_s=15.0,
+    lift_s=22.5,
     first_frac=0.9,
     second_frac=0.8,
     settle_s=1.0,

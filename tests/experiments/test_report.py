@@ -148,6 +148,11 @@ def test_missing_values_are_dashes():
     assert report.signed(-0.0123) == "−1.2 %"
 
 
+def test_no_line_ends_between_a_number_and_its_unit():
+    """Units are tied to the number before them, and nothing else is."""
+    assert report.tied("85 % in 3 s, 20.1 kW s above 5 nodes") == "85\u00a0% in 3\u00a0s, 20.1\u00a0kW s above 5 nodes"
+
+
 def test_same_story_gives_the_same_bytes(story_of, rendered):
     """A report can be compared: nothing in it depends on the clock or on chance."""
     assert report.render(story_of({"demo": 0.03})) == rendered

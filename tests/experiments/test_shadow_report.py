@@ -16,9 +16,11 @@ from flyball.envs.episodes import run_episodes
 from flyball.envs.load import LoadSpec
 from flyball.envs.scenario import BudgetEvent, load_scenario
 from flyball.experiments.incumbent import CapTable, command, run_beside, shortened, write_caps
-from flyball.experiments.shadow_log import read_shadow, recorded_fleet
-from flyball.experiments.shadow_replay import Recorded
-from flyball.experiments.shadow_report import make_shadow_demo, render, shadow_report
+from flyball.experiments.shadow.demo import make_shadow_demo
+from flyball.experiments.shadow.log import read_shadow, recorded_fleet
+from flyball.experiments.shadow.page import render
+from flyball.experiments.shadow.report import shadow_report
+from flyball.experiments.shadow.side import Recorded
 from flyball.fleet.errors import BadInput
 from flyball.fleet.site_file import load_site
 from flyball.serving.engine import Engine, policy_record, site_record

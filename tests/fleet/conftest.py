@@ -72,22 +72,10 @@ def follow(snapshot: Snapshot, state, plan, dt_s=1.0) -> Snapshot:
 
 
 def bids_of(fleet: Fleet, rng: np.random.Generator, kind: str, tick: int, batch=1) -> Bids:
-    """Hostile bids of one kind."""
-    bids = Bids.neutral(batch, fleet.pools, len(fleet.nodes))
-    for table in (bids.pool, bids.node, bids.fleet):
-        if kind == "random":
-            table[...] = rng.uniform(-1.5, 1.5, table.shape)
-        elif kind == "constant":
-            table[...] = 1.0
-        elif kind == "alternating":
-            table[...] = 1.0 if tick % 2 else -1.0
-        elif kind == "nan":
-            table[...] = np.nan
-        elif kind == "wild":
-            table[...] = rng.choice([np.nan, np.inf, -np.inf, 1e30, -1e30, 0.0], table.shape)
-    if kind == "power":
-        bids.pool[:, :, 0] = rng.uniform(-1, 1, bids.pool.shape[:2])
-    return bids
+    """Hostile bids of one kind, as the referee's adversary makes them; "power" are bids for watts alone."""
+    from flyball.experiments.referee.adversary import hostile_bids
+
+    return hostile_bids(fleet, rng, "watts" if kind == "power" else kind, tick, batch)
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Meters: what they take back, what they charge, and that they never loosen anything."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from flyball.fleet.arbiter.settle import settle
 from flyball.fleet.bids import Bids
 from flyball.fleet.plan import Breach
 from flyball.fleet.tables import DOMAIN_STATE, NEVER_S
+from flyball.fleet.topology import Fleet, Node, PowerDomain, Service, Timing
 
 KINDS = ("random", "constant", "alternating", "nan", "wild", "power")
 quick = settings(max_examples=25, deadline=None)
@@ -219,3 +222,83 @@ def test_a_batch_with_meters_equals_its_rows(world, seed):
         for b, (one, one_plan) in enumerate(rows):
             assert one.to_bytes() == state.env(b).to_bytes()
             assert (one_plan.node[0] == plan.node[b]).all()
+
+
+def two_services():
+    """One feed with a lesser and a greater service."""
+    domains = [PowerDomain("feed", 8 * 4600)]
+    nodes = [Node(f"n{i}", "feed", "H100-SXM", 8, 1000, f"s{i % 2}", "decode", "f") for i in range(8)]
+    services = [Service(f"s{s}", "llama-70b", priority=100 + s, kind="aggregated") for s in range(2)]
+    return Fleet.build("two", domains, nodes, services, timing=Timing(deadband_w=0))
+
+
+@quick
+@given(over_w=st.integers(20, 4000), bid=st.floats(-1.0, 1.0))
+def test_a_take_back_exhausts_the_least_important_service_first(world, over_w, bid):
+    """FIELD.md section 5: nobody of the greater service gives while the lesser one is above its floors."""
+    fleet = two_services()
+    caps = {}
+    bids = Bids.neutral(1, fleet.pools, 8)
+    bids.pool[0, 1, 0], bids.pool[0, 3, 0] = bid, -bid
+    for taken in (False, True):
+        state = initial_state(fleet, 1, assume_acked=True)
+        sn = world.warm(fleet, state)
+        sn.node["power_w"] = np.nan  # what is drawn beside the GPUs is not known: only the excursion acts
+        for tick in range(12):
+            if taken and tick == 5:
+                sn.domain["meter_w"][0] = fleet.domains[0].peak_w + over_w
+                sn.domain["meter_age_s"][0] = 0.0
+            elif taken and tick > 5:
+                sn.domain["meter_w"][0] = fleet.domains[0].peak_w - 100.0 - tick
+            state, plan = settle(fleet, state, sn, bids)
+            sn = world.follow(sn, state, plan)
+        caps[taken] = plan.node["cap_w"][0]
+    excursion_w = int(state.domain["excursion_w"][0, 0])
+    assert excursion_w >= 2 * over_w or state.domain["is_exhausted"][0, 0]
+    lesser, greater = np.arange(8) % 2 == 0, np.arange(8) % 2 == 1
+    floor_w = fleet.node_static["decode_floor_w"]
+    gives = caps[True] < caps[False]
+    is_exhausted = caps[True] <= floor_w
+    assert gives[lesser].any() or is_exhausted[lesser].all()
+    assert is_exhausted[lesser].all() or not gives[greater].any()
+    total_w = caps[True].sum() + 8 * 1000
+    assert total_w <= fleet.domains[0].peak_w - min(excursion_w, fleet.domains[0].peak_w - 8000 - floor_w.sum())
+
+
+def run_hours(world, site, hours, lie, step_s=10.0):
+    """Hours of steady operation in steps of ten seconds; the largest spare watts on the way."""
+    sn, fleet, most = site.snapshot, site.fleet, 0
+    static, rng, bids = fleet.domain_static, site.rng, Bids.neutral(1, fleet.pools, len(fleet.nodes))
+    sn.domain["meter_age_s"][0] = 0.0
+    for _ in range(int(hours * 3600 / step_s)):
+        sn.time_s[:] += step_s
+        sn.node["power_w"] = sn.node["cap_w"]
+        caps_w = sn.node["cap_w"][0]
+        gpu_w = [caps_w[int(r["node_start"]) : int(r["node_end"])].sum() for r in static]
+        declared_w = static["non_gpu_max_w"] + static["unmanaged_w"]
+        sn.domain["meter_w"][0] = gpu_w + lie * declared_w + rng.uniform(-1, 1, len(static))
+        site.state, site.plan = settle(fleet, site.state, sn, bids)
+        sn.node["cap_w"], sn.node["ack_seq"] = site.plan.node["cap_w"], site.plan.node["seq"]
+        most = max(most, int(site.state.domain["spare_w"].max()))
+    return most
+
+
+def test_meters_loosen_only_after_a_day_and_only_where_the_site_says_so(world):
+    """FIELD.md section 5's watts are never above the site file's without a full day of readings that vouch for it."""
+    site = Site(world)
+    assert run_hours(world, site, 0.5, 0.6) == 0
+    site.fleet = replace(site.fleet, meters_loosen=True)
+    before = site.plan.node["cap_w"][0].sum()
+    assert run_hours(world, site, 23.4, 0.6) == 0
+    assert run_hours(world, site, 1.0, 0.6) > 0
+    declared_w = int(site.fleet.domain_static["non_gpu_max_w"][0] + site.fleet.domain_static["unmanaged_w"][0])
+    spare_w, charged_w = int(site.state.domain["spare_w"][0, 0]), site.plan.node["cap_w"][0].sum()
+    assert charged_w > before, "caps may have what the bounds do not need"
+    assert 0 < spare_w <= 0.4 * declared_w
+    assert charged_w + declared_w - spare_w <= site.fleet.domains[0].peak_w
+    # a meter that falls silent vouches for nothing any more
+    sn = site.snapshot
+    sn.time_s[:] += 1.0
+    sn.domain["meter_w"] = np.nan
+    site.state, site.plan = settle(site.fleet, site.state, sn, Bids.neutral(1, site.fleet.pools, len(site.fleet.nodes)))
+    assert site.plan.node["cap_w"][0].sum() + declared_w <= site.fleet.domains[0].peak_w

@@ -25,7 +25,8 @@ def test_the_short_way_of_an_obeying_node_is_what_the_rules_say(lag_s):
     n = 5000
     static, sn, st = np.zeros(n, NODE_STATIC), np.zeros(n, NODE_SNAPSHOT), np.zeros(n, NODE_STATE)
     static["cap_max_w"], static["parked_max_w"] = 5600, 600
-    watts = ("cap_cmd_w", "cap_possible_w", "wait_w", "since_w", "settling_w", "fallback_w", "fallback_possible_w")
+    watts = ("cap_cmd_w", "cap_possible_w", "wait_w", "since_w", "settling_w")
+    watts += ("fallback_w", "fallback_possible_w", "wait_fallback_w", "since_fallback_w")
     for name in watts:  # few values, so that all orders and ties occur
         st[name] = rng.integers(1, 6, n) * 1000
     st["seq"] = rng.integers(1, 9, n)

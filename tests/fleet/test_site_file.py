@@ -212,3 +212,11 @@ def test_only_services_that_never_split_may_be_shed_to_the_last_node():
     for kind in ("aggregated", "training"):
         fleet = fleet_from_dict(changed(least, ("service", 0, "kind", kind), ("nodes", 0, "prefill", 0)), "two.toml")
         assert fleet.services[0].min_decode_nodes == 0
+
+
+def test_loosening_by_meters_is_asked_for_and_changes_no_other_sites_hash():
+    """A site that does not say `meters_loosen` is the site that it was; one that does is another."""
+    plain = fleet_from_dict(changed(), "test")
+    loosened = fleet_from_dict(changed(("meters_loosen", True)), "test")
+    assert not plain.meters_loosen and loosened.static["meters_loosen"][0] == 1
+    assert fleet_from_dict(changed(("meters_loosen", False)), "test").hash == plain.hash != loosened.hash

@@ -84,6 +84,23 @@ def optimistic(fleet, state, snapshot, bids):
     return settle(replace(fleet, deepest_cut_frac=0.0), state, snapshot, bids)
 
 
+def forgetful(fleet, state, snapshot, bids):
+    """Takes every fallback for the one in force as soon as it is sent."""
+    state = state.copy()
+    for name in ("fallback_possible_w", "wait_fallback_w", "since_fallback_w"):
+        state.node[name] = state.node["fallback_w"]
+    return settle(fleet, state, snapshot, bids)
+
+
+def never_parking(fleet, state, snapshot, bids):
+    """Stops at the smallest cap where even that does not fit."""
+    state, plan = settle(fleet, state, snapshot, bids)
+    plan.node["fallback_w"] = np.where(
+        plan.node["fallback_w"] == 0, fleet.node_static["cap_min_w"], plan.node["fallback_w"]
+    )
+    return state, plan
+
+
 def generous(fleet, state, snapshot, bids):
     state, plan = settle(fleet, state, snapshot, bids)
     plan.node["cap_w"] += 100_000
@@ -97,6 +114,8 @@ def renaming(fleet, state, snapshot, bids):
     return state, plan
 
 
+DEEP_CUTS = Trouble(cut=0.3, deep=True)
+
 MUTANTS = [
     (hasty, Trouble(loss=0.2), {"raises wait for releases", "possible draw"}),
     (without_lag, Trouble(), {"raises wait for releases", "possible draw"}),
@@ -107,6 +126,8 @@ MUTANTS = [
     (restless, Trouble(), {"dwell", "move rate", "one move at a time"}),
     (trusting, Trouble(loss=0.7), {"no raise without telemetry", "raises wait for releases", "possible draw"}),
     (optimistic, Trouble(), {"fallbacks fit the deepest cut"}),
+    (forgetful, Trouble(loss=0.5, cut=0.3, deep=True), {"fallbacks fit the lowest limit"}),
+    (never_parking, DEEP_CUTS, {"fallbacks fit the lowest limit"}),
     (generous, Trouble(), {"cap range"}),
     (renaming, Trouble(), {"one sequence, one command"}),
 ]

@@ -142,7 +142,7 @@ def test_the_store_failing_does_not_stop_a_cut(site, monkeypatch):
 
 def test_the_tick_runs_off_the_event_loop_and_survives_a_failure(site, monkeypatch):
     """A tick that raises is counted and the next one runs; stopping joins the thread."""
-    monkeypatch.setattr(Engine, "_count", lambda _self, _view: 1 / 0)
+    monkeypatch.setattr(Engine, "_make_view", lambda *_: 1 / 0)
     site.engine.start()
     for _ in range(500):
         if site.engine.counters.failed_ticks:
@@ -184,3 +184,46 @@ def test_a_tripped_breaker_waits_for_an_operator(make_site):
     site.run(1)
     assert site.engine.view.plan.fleet["is_tripped"][0] == 0
     assert any("reset by ada" in note.text for note in site.engine.notes)
+
+
+def test_a_tripped_breaker_and_a_take_back_survive_a_restart(make_site):
+    """Drains of the window, the open breaker and what a meter took back are there at the next start."""
+    first = make_site()
+    first.run(10)
+    for k in range(4):
+        first.agents.xid[f"rack0-node{k}"] = [79]
+    over_w = 1.05 * first.engine.view.in_force_w[0]
+    first.call(
+        "POST", "/v1/domains/feed/telemetry", first.PROXY, json={"meter_w": over_w, "sent_at": first.clock.now_s()}
+    )
+    first.engine._state.fleet["is_tripped"] = 1
+    first.engine._state.node["cordoned_at_s"][0, 3] = first.engine._state.node["drained_at_s"][0, 3] = (
+        first.clock.now_s()
+    )
+    first.run(2)
+    kept = first.engine.view.state
+    assert kept.domain["excursion_w"][0, 0] > 0 and kept.domain["breach"][0, 0] > 0
+    second = make_site(clock=first.clock)
+    for state in (second.engine._state,):
+        assert state.fleet["is_tripped"][0] == 1
+        assert state.domain["excursion_w"][0, 0] == kept.domain["excursion_w"][0, 0]
+        assert state.domain["breach"][0, 0] == kept.domain["breach"][0, 0]
+        assert (state.node["cordoned_at_s"] == kept.node["cordoned_at_s"]).all()
+    second.run(1)
+    assert second.engine.view.plan.fleet["is_tripped"][0] == 1
+    second.engine.reset_breaker("ada")
+    second.run(1)
+    third = make_site(clock=second.clock)
+    assert third.engine._state.fleet["is_tripped"][0] == 0
+
+
+def test_a_lease_dies_a_ttl_after_its_plan_however_late_it_was_handed_out(site):
+    """A service whose tick hangs keeps no cap up for longer than one that died at its last tick."""
+    site.run(5)
+    ttl_s = site.fleet.timing.lease_ttl_s
+    planned_s = site.engine.view.time_s
+    site.clock.advance(1.5)
+    body = {"nodes": [site.agents.body("rack0-node0")]}
+    sent_s = site.clock.now_s()
+    lease = site.call("POST", "/v1/telemetry", site.PROXY, json=body).json()["nodes"]["rack0-node0"]["lease"]
+    assert sent_s + lease["ttl_s"] == pytest.approx(planned_s + ttl_s)

@@ -29,6 +29,15 @@ def test_a_port_in_use_is_bad_input_with_the_fix():
         bind("203.0.113.77", 0)
 
 
+def test_answers_do_not_wait_for_acknowledgements():
+    """The socket names its protocol, which is what makes asyncio turn Nagle's algorithm off on what it accepts."""
+    sock = bind("127.0.0.1", 0)
+    try:
+        assert sock.proto == socket.IPPROTO_TCP
+    finally:
+        sock.close()
+
+
 def test_a_service_starts_answers_and_stops(tmp_path, fleet):
     """On a free port, with a generated token file, a ticking engine and a clean end."""
     config = ServeConfig(fleet, NeutralPolicy(fleet), port=0, db_url=f"{tmp_path}/f.db")

@@ -1,6 +1,8 @@
 """Training: it runs, is tracked, resumes, repeats by seed, and refuses what it cannot do."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -56,6 +58,16 @@ def test_a_run_is_tracked(run):
         assert name in tracked.data.params
     assert len(client.get_metric_history(result["run_id"], "rollout.reward")) == 4
     assert "policy.onnx" in {a.path for a in client.list_artifacts(result["run_id"])}
+
+
+def test_cpu_seconds_of_child_processes_are_spent_too():
+    """What a child burns until it is waited for counts towards the run's cost."""
+    from flyball.training.session import spent_cpu_s
+
+    before_s = spent_cpu_s()
+    code = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert spent_cpu_s() - before_s >= 0.25
 
 
 def test_the_same_seed_gives_the_same_policy(run, tmp_path):
@@ -114,6 +126,9 @@ def test_export_copies_a_finished_run_and_checks_it(run, tmp_path):
     out = export_run(str(config.out), tmp_path / "a.onnx")
     assert out["parity"] <= 1e-6 and (tmp_path / "a.onnx").stat().st_size == out["bytes"]
     assert out["metadata"]["run"]["run_id"] == result["run_id"]
+    assert 0 < out["metadata"]["run"]["cpu_s"] <= result["cpu_s"]
+    cost = f"| Cost | {out['metadata']['run']['cpu_s']:,.0f} CPU seconds of all processes"
+    assert cost in (tmp_path / "a.md").read_text()
     with pytest.raises(BadInput, match="no such run"):
         export_run(str(tmp_path / "nothing"), tmp_path / "b.onnx")
     assert not (tmp_path / "b.onnx").exists()

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .charts import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Draw, svg
-from .emulate import DRAINED, FALLEN, LEASED, UNLEASED
-from .live import Happening, LiveResult
+from ..charts import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, Draw, legend_above, svg
+from ..emulation.second import DRAINED, FALLEN, LEASED, UNLEASED
+from .result import Happening, LiveResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,12 @@ MARKED = ("fault", "service")
 """Kinds of events that get a line in the charts."""
 
 NODE_HEIGHT_IN = 0.16
+
+NAME_FRAC = 0.055
+"""Width of a name as a share of the chart's."""
+
+NAMES_ROOM = 1.26
+"""Height of the power chart over the nominal limit: what happened is named above every line."""
 
 
 Chart = tuple[str, str, str]
@@ -72,13 +78,11 @@ def _power(result: LiveResult) -> Draw:
         _shade(axes, result)
         axes.step(t_s, s["in_force_w"] / 1e3, where="pre", color=BLACK, lw=1.8, label="limit in force")
         axes.step(t_s, s["demanded_w"] / 1e3, where="pre", color=BLACK, lw=1.0, ls=":", label="limit demanded")
-        axes.step(
-            t_s, s["bound_w"] / 1e3, where="pre", color=VERMILION, lw=1.6, label="caps in force and declared bounds"
-        )
+        axes.step(t_s, s["bound_w"] / 1e3, where="pre", color=VERMILION, lw=1.6, label="caps and declared bounds")
         axes.plot(t_s, s["power_w"] / 1e3, color=BLUE, lw=1.6, label="power")
         _mark(axes, result, is_named=True)
-        axes.set(xlabel="seconds", ylabel="kW", xlim=(0, t_s[-1]), ylim=(0, 1.08 * result.nominal_w / 1e3))
-        axes.legend(loc="lower left", ncols=2)
+        axes.set(xlabel="seconds", ylabel="kW", xlim=(0, t_s[-1]), ylim=(0, NAMES_ROOM * result.nominal_w / 1e3))
+        legend_above(axes, 4)
 
     return draw
 
@@ -120,22 +124,23 @@ MARK_WORDS = (
 
 
 def _mark(axes: "Axes", result: LiveResult, is_named: bool) -> None:
-    """A line where something happened; close neighbours are named on different heights."""
+    """A line where something happened; close neighbours are named on different heights, or on either side."""
     last_s, height, span_s = -1e9, 0, result.series["t_s"][-1]
-    for word, name in MARK_WORDS:
-        event = first(result, word)
-        if event is None:
-            continue
-        axes.axvline(event.t_s, color=GREY, lw=0.9, ls="--", zorder=1)
+    marks = [(event.t_s, name) for word, name in MARK_WORDS if (event := first(result, word)) is not None]
+    for (t_s, name), (next_s, _) in zip(marks, [*marks[1:], (2 * span_s, "")], strict=True):
+        axes.axvline(t_s, color=GREY, lw=0.9, ls="--", zorder=1)
         if is_named:
-            height = height + 1 if event.t_s - last_s < 0.09 * span_s else 0
-            last_s = event.t_s
+            height = height + 1 if t_s - last_s < 0.09 * span_s else 0
+            last_s = t_s
+            # a name to the right would be crossed by the next line
+            is_left = next_s - t_s < NAME_FRAC * span_s < t_s
             axes.annotate(
                 name,
-                (event.t_s, 1.0 - 0.055 * height),
+                (t_s, 1.0 - 0.055 * height),
                 xycoords=("data", "axes fraction"),
-                xytext=(3, -2),
+                xytext=(-3 if is_left else 3, -2),
                 textcoords="offset points",
+                ha="right" if is_left else "left",
                 va="top",
                 fontsize=8.5,
                 color="#444444",

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..fleet.plan import Reason
-from ..fleet.tables import DECODE, NEVER_S, PARKED, PREFILL
-from .charts import REASON_WORDS
-from .shadow_log import Shadow
+from ...fleet.plan import Reason
+from ...fleet.tables import DECODE, NEVER_S, PARKED, PREFILL
+from ..charts import REASON_WORDS
+from .log import Shadow
 
 DIFFER_FRAC = 0.02
 """Caps that differ by less than this share of the largest legal cap agree: the driver's own regulation is as coarse."""

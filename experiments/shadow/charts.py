@@ -4,12 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..fleet.plan import Reason
-from .charts import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, REASON_COLOUR, VERMILION, Draw
-from .shadow_compare import WORDS
+from ...fleet.plan import Reason
+from ..charts import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, REASON_COLOUR, VERMILION, Draw, legend_above
+from .compare import WORDS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INCUMBENT_STYLE: dict[str, Any] = {"color": GREY, "lw": 1.6, "ls": "--"}
@@ -38,10 +37,6 @@ def _broken(t: np.ndarray, values: list) -> np.ndarray:
     return out
 
 
-def _legend(axes: "Axes", columns: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.1, handlelength=2.2)
-
-
 def power_chart(series: dict[str, list]) -> Draw:
     """What either side lets the site draw, what it drew, and the limit."""
 
@@ -60,7 +55,7 @@ def power_chart(series: dict[str, list]) -> Draw:
         axes.set_ylabel("site power, kW")
         axes.set_xlabel(label)
         axes.margins(x=0.0)
-        _legend(axes, 2)
+        legend_above(axes, 2)
 
     return draw
 
@@ -78,7 +73,7 @@ def caps_chart(series: dict[str, list]) -> Draw:
             axes.plot(t, _broken(t, series[f"proposed_w_gpu:{stage}"]), color=colour, lw=1.8)
         axes.set_ylabel("mean cap, W per GPU")
         axes.set_xlabel(label)
-        axes.margins(x=0.0)
+        axes.set_xlim(t[0], t[-1])
         handles = [Line2D([], [], color=c, lw=1.8, label=s) for s, c in STAGE_COLOUR.items()]
         handles += [
             Line2D([], [], color="#555555", lw=1.8, label="Flyball"),
@@ -140,7 +135,7 @@ def reasons_chart(series: dict[str, list], nodes: int) -> Draw:
                 lw=0,
                 step="post",
             )
-            _legend(axes, 2)
+            legend_above(axes, 2)
         axes.set_ylim(0, nodes)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("nodes that differ")
@@ -164,7 +159,7 @@ def change_chart(rows: list[dict[str, Any]], labels: dict[str, str]) -> Draw:
         axes.set_yticks(range(len(rows)), [labels[r["kpi"]] for r in rows[::-1]])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("predicted change, % of the incumbent (bar: 95 % interval of the mean; line: 95 % of draws)")
+        axes.set_xlabel("predicted change, % of the incumbent (bar: 95 % of the mean; line: 95 % of draws)")
 
     return draw
 

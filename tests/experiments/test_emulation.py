@@ -15,8 +15,10 @@ import pytest
 from flyball import registry
 from flyball.envs.core import Core
 from flyball.envs.scenario import BudgetEvent, load_scenario
-from flyball.experiments.emulate import Emulation, LimitMeter, site_scenario
+from flyball.experiments.emulation.emulation import Emulation
+from flyball.experiments.emulation.limit_meter import LimitMeter
 from flyball.experiments.processes import ServiceProcess
+from flyball.experiments.site_scenario import site_scenario
 from flyball.fleet.errors import BadInput
 from flyball.fleet.observe import observe
 from flyball.fleet.tables import DECODE, PARKED
@@ -122,7 +124,7 @@ def test_events_are_announced_when_the_scenario_says(tmp_path):
     """With notice before the start, without it at the start, and a raise withdraws the cut only when it starts."""
     events = (BudgetEvent(0.9, 20.0, "", 12.0), BudgetEvent(0.8, 30.0, until_s=5.0), BudgetEvent(1.0, 40.0, "", 10.0))
     emulation = make_emulation(tmp_path, events)
-    due = [(at_s, make(at_s)) for at_s, make in emulation._due]
+    due = [(told.at_s, told.message(told.at_s)) for told in emulation.due]
     assert [at_s for at_s, _ in due] == [8.0, 30.0, 40.0]
     first, second, third = (body for _, body in due)
     assert first["limit_w"] == 6120 and first["notice_s"] == 12.0 and "until_s" not in first
@@ -133,17 +135,17 @@ def test_events_are_announced_when_the_scenario_says(tmp_path):
 def test_a_site_starts_with_caps_that_fit(tmp_path):
     """Before any agent has written a cap, the emulated GPUs run a table that fits every limit."""
     emulation = make_emulation(tmp_path, ())
-    assert (emulation.bounds_w(emulation.caps_w()) <= emulation.fleet.domain_static["peak_w"]).all()
-    assert emulation.setter_calls == 0
+    assert (emulation.bounds_w(emulation.nodes.caps_w()) <= emulation.fleet.domain_static["peak_w"]).all()
+    assert emulation.nodes.setter_calls == 0
 
 
 def test_a_lost_gpu_counts_at_its_maximum(tmp_path):
     """Nobody can say what cap a GPU runs that fell off the bus."""
     emulation = make_emulation(tmp_path, ())
-    before_w = emulation.caps_w()
+    before_w = emulation.nodes.caps_w()
     emulation.inject_xid(0, 1, 79)
-    assert emulation.caps_w()[0] - before_w[0] == 700 - emulation.gpus[0].caps_w[1]
-    assert emulation.floors_w().tolist() == [900, 400, 400, 400]
+    assert emulation.nodes.caps_w()[0] - before_w[0] == 700 - emulation.nodes.gpus[0].caps_w[1]
+    assert emulation.nodes.floors_w().tolist() == [900, 400, 400, 400]
     assert emulation.plant.node["down_s"][0, 0] > 0
 
 
@@ -206,16 +208,16 @@ def test_shadow_mode_calls_no_setter_and_a_late_service_is_found(tmp_path):
     secrets = read_secrets(dev_token_file(service.tokens, [n.name for n in scenario.fleet.nodes]))
     try:
         with Emulation(scenario, tmp_path, f"http://127.0.0.1:{service.port}", secrets) as emulation:
-            before_w = emulation.caps_w()
+            before_w = emulation.nodes.caps_w()
             service.start()
             emulation.wait_for_agents(emulation.has_answers)
             seconds = list(emulation.run(4.0))
-            emulation.check_agents()
-            assert emulation.setter_calls == 0 and (emulation.caps_w() == before_w).all()
+            emulation.nodes.check()
+            assert emulation.nodes.setter_calls == 0 and (emulation.nodes.caps_w() == before_w).all()
             assert len(seconds) == 4 and seconds[-1].power_w[0] > 0
             assert emulation.reporter.seen["mode"] == "shadow" and emulation.reporter.refused == []
-            assert (emulation.owned()[0] == -1).all() and emulation.kpis()["budget_violation_ws"] == 0
-        assert all(process.poll() is not None for process in emulation.agents)
-        assert emulation.setter_calls == 0
+            assert (emulation.nodes.owned()[0] == -1).all() and emulation.kpis()["budget_violation_ws"] == 0
+        assert all(process.poll() is not None for process in emulation.nodes.agents)
+        assert emulation.nodes.setter_calls == 0
     finally:
         service.stop()

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..fleet.errors import BadInput
-from ..fleet.tables import NEVER_S, SERVICE_SNAPSHOT, UNKNOWN_W
-from ..fleet.topology import Fleet, Node, PowerDomain, Service, Slo, Timing
-from ..serving.shadow import ShadowLog, read_shadow_log
-from ..serving.store import open_store
+from ...fleet.errors import BadInput
+from ...fleet.tables import NEVER_S, SERVICE_SNAPSHOT, UNKNOWN_W
+from ...fleet.topology import Fleet, Node, PowerDomain, Service, Slo, Timing
+from ...serving.shadow import ShadowLog, read_shadow_log
+from ...serving.store import open_store
 
 GAP_STEPS = 3.0
 """A pause longer than this many control intervals is a gap: nothing may be carried over it."""
