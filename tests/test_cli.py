@@ -49,6 +49,22 @@ def test_simulate_prints_the_contract():
     assert result["kpis"]["budget_violation_ws"] == 0.0
 
 
+@pytest.mark.parametrize(("given", "meant"), [("1e3", 1000), ("2.5e3", 2500), ("400", 400)])
+def test_soak_takes_whole_numbers_in_float_notation(given, meant, monkeypatch):
+    """`--node-settlements 1e7` is a whole number."""
+    asked = []
+    monkeypatch.setattr("flyball.commands._bench", lambda name, as_json, **options: asked.append(options))
+    assert call("bench", "soak", "--node-settlements", given)[0] == 0
+    assert asked == [{"node_settlements": meant, "seed": 0}]
+
+
+@pytest.mark.parametrize("given", ["1.5", "inf", "nan", "1e999", "many"])
+def test_soak_refuses_what_is_no_whole_number(given):
+    """Fractions, infinities and words get one line that says how to write it, and exit code 2."""
+    code, _, err = call("bench", "soak", "--node-settlements", given)
+    assert code == 2 and "whole number" in err
+
+
 def test_simulate_repeats_by_seed():
     """The same command gives the same numbers."""
     args = ("simulate", "faults", "--policy", "random", "--seconds", "120", "--json")

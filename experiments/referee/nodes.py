@@ -141,5 +141,8 @@ class NodeRecord:
             self.is_unknown = False
 
     def is_late(self, time_ms: int, p99_ms: int, applied: Id) -> bool:
-        """Whether its newest command was sent longer ago than a command takes, and does not run yet."""
-        return self.last is not None and applied < self.last.id and time_ms - self.sent_ms[self.last.id] > p99_ms
+        """Whether a command was sent longer ago than a command takes, and neither it nor a later one runs yet.
+
+        Not only the newest: where commands change at every tick the newest is never old, however many were lost.
+        """
+        return any(k > applied and time_ms - sent > p99_ms for k, sent in self.sent_ms.items())

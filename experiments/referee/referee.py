@@ -128,8 +128,11 @@ class Referee:
                 for d in self.path[event.node]:
                     self.out[d].add(event.node)
             case Demanded():
+                if event.announced_ms == t and self.limits[event.domain].announced is None:
+                    self._forget_lateness(t, event.domain)
                 self.limits[event.domain].demand(t, event.limit_w, event.announced_ms)
             case Announced():
+                self._forget_lateness(t, event.domain)
                 self.limits[event.domain].announce(t, event.limit_w, event.start_ms)
                 return
         self._judge_draw(t)
@@ -139,10 +142,18 @@ class Referee:
 
     # ── what is drawn ────────────────────────────────────────────────────────────────────────────────────
     def _note_lateness(self, event: Applied) -> None:
-        sent = self.nodes[event.node].sent_ms.get(event.id)
-        if sent is None or event.time_ms - sent > self.site.timing.actuation_p99_ms:
+        node, p99 = self.nodes[event.node], self.site.timing.actuation_p99_ms
+        sent = node.sent_ms.get(event.id)
+        # in time itself, it may come after others that were lost
+        is_late = node.is_late(event.time_ms, p99, self.applied[event.node])
+        if sent is None or event.time_ms - sent > p99 or is_late:
             for d in self.path[event.node]:
                 self.has_late[d] = True
+
+    def _forget_lateness(self, t: int, d: int) -> None:
+        """A change is told: where no earlier cut is waited for, what was late before is no excuse for it."""
+        if self.limits[d].in_force_w(t) == self.limits[d].demanded_w() == self.absorbed_w[d]:
+            self.has_late[d] = False
 
     def _note_silence(self, look: Looked) -> None:
         self.look = look

@@ -12,9 +12,11 @@ from .scratch import (
     AVAILABLE,
     BID_WEIGHT,
     BOUND,
+    CAP_BEFORE,
     CHARGE,
     HELD,
     HI,
+    IS_APART,
     KIND,
     LO,
     MISFIT,
@@ -59,41 +61,51 @@ def mark_levels(node, weight, level):
 
 
 @kernel
-def set_allowed(dt_s, node_static, domain_static, fleet, st_node, node, weight, level):
+def set_allowed(dt_s, node_static, domain_static, fleet, node, weight, level):
     """Turn targets into the caps that could be commanded now (ALLOWED), before asking whether watts are free."""
     ramp_w = np.int64(fleet.raise_w_per_s * dt_s)
+    kind, before, target, allowed = node[KIND], node[CAP_BEFORE], node[TARGET], node[ALLOWED]
+    others = 0
+    for i in range(len(kind)):
+        allowed[i] = min(target[i], before[i] + ramp_w)
+        others += (kind[i] == SILENT) | (kind[i] == HELD) | (kind[i] == PARKING)
+    if others == 0:
+        return
     is_marked = False
-    for i in range(len(node_static)):
-        kind, cap_w = node[KIND, i], st_node[i].cap_cmd_w
-        if kind in (SILENT, HELD):
+    for i in range(len(kind)):
+        if kind[i] in (SILENT, HELD):
             if not is_marked:
                 mark_levels(node, weight[BID_WEIGHT], level)
                 is_marked = True
+            cap_w = before[i]
             lowest = level_above(node_static[i].domain, domain_static, level)
             if lowest < np.inf:
                 share_w = np.int64(lowest * weight[BID_WEIGHT, i])
                 cap_w = min(cap_w, max(share_w, node_static[i].cap_min_w))
-            node[ALLOWED, i] = cap_w
-        elif kind == PARKING:
-            node[ALLOWED, i] = node_static[i].cap_min_w
-        else:
-            node[ALLOWED, i] = min(node[TARGET, i], cap_w + ramp_w)
+            allowed[i] = cap_w
+        elif kind[i] == PARKING:
+            allowed[i] = node_static[i].cap_min_w
 
 
 @kernel
-def grant(node_static, domain_static, st_node, scratch):
+def grant(wishes, node_static, domain_static, st_node, scratch):
     """Grant raises out of released watts: lower ALLOWED to what can be commanded now.
 
     Wishes to leave parking come first: they were waited for, and others were lowered for them. Where what is
     possible already exceeds a limit, nothing below that limit is raised.
 
+    Args:
+        wishes: At least the number of nodes that wish to leave parking.
+
     Returns:
         Nodes that leave parking now.
     """
     node, domain, top = scratch.node, scratch.domain, scratch.top
+    charge, allowed, lo, hi = node[CHARGE], node[ALLOWED], node[LO], node[HI]
+    is_apart, wish = node[IS_APART], node[WISH]
     leaving = 0
     n = len(node_static)
-    for i in range(n):
+    for i in range(n if wishes > 0 else 0):
         if node[WISH, i] >= 0:
             parked_w = node[CHARGE, i]
             node[CHARGE, i] = max(st_node[i].cap_possible_w, node[ALLOWED, i])
@@ -103,11 +115,9 @@ def grant(node_static, domain_static, st_node, scratch):
                 node[CHARGE, i] = parked_w
                 node[WISH, i] = -1
     for i in range(n):
-        node[LO, i] = node[CHARGE, i]
+        lo[i] = charge[i]
         # a parked node counts at its bound for parking, whatever its cap, and so does one that fell silent parked
-        is_apart = st_node[i].is_parked != 0 or node[KIND, i] == SILENT
-        hi = node[CHARGE, i] if is_apart else node[ALLOWED, i]
-        node[HI, i] = max(hi, node[CHARGE, i])
+        hi[i] = max(charge[i] if is_apart[i] != 0 else allowed[i], charge[i])
     if find_misfits(node[LO], scratch) > 0:
         for d in range(len(domain_static)):
             if scratch.tree[MISFIT, d] != 0:
@@ -115,11 +125,11 @@ def grant(node_static, domain_static, st_node, scratch):
                 for i in range(domain_static[d].node_start, domain_static[d].node_end):
                     node[HI, i] = node[LO, i]
                     # not even within what is possible for it: its release is what everybody waits for
-                    node[ALLOWED, i] = min(node[ALLOWED, i], st_node[i].cap_cmd_w)
+                    node[ALLOWED, i] = min(node[ALLOWED, i], node[CAP_BEFORE, i])
     for d in range(len(domain_static)):
         scratch.guess[d] = START_BELOW * scratch.level[d]
     fill_tree(scratch.guess, scratch.weight[BID_WEIGHT], node[LO], node[HI], node[SPARE], scratch.level, scratch)
     for i in range(n):
-        if (st_node[i].is_parked == 0 and node[KIND, i] != SILENT) or node[WISH, i] >= 0:
-            node[ALLOWED, i] = min(node[HI, i], node[ALLOWED, i])
+        is_granted = (is_apart[i] == 0) | (wish[i] >= 0)
+        allowed[i] = min(hi[i], allowed[i]) if is_granted else allowed[i]
     return leaving

@@ -105,15 +105,20 @@ def add_up_gpus(recent_s, node_static, sn_node, total):
 
 
 @kernel
-def estimate_other(meter_w, gpu_w, declared_w, dt_s, record):
-    """Advance the estimate of what is drawn beside GPUs, and what is charged above the declared bound."""
+def estimate_other(meter_w, gpu_w, declared_w, average, forget, record):
+    """Advance the estimate of what is drawn beside GPUs, and what is charged above the declared bound.
+
+    Args:
+        average: Share by which the average moves within this settlement, worked out once for all domains.
+        forget: The same of the upper quantile on its way down.
+    """
     top_w = (1.0 + MAX_EXCESS_FRAC) * declared_w
     other_w = max(0.0, min(top_w, meter_w - gpu_w))
     if not record.other_top_w > 0.0:
         record.other_w = min(other_w, declared_w)
         record.other_top_w = declared_w
-    record.other_w += (1.0 - np.exp(-dt_s / AVERAGE_S)) * (other_w - record.other_w)
-    faded_w = record.other_top_w + (1.0 - np.exp(-dt_s / FORGET_S)) * (record.other_w - record.other_top_w)
+    record.other_w += average * (other_w - record.other_w)
+    faded_w = record.other_top_w + forget * (record.other_w - record.other_top_w)
     record.other_top_w = max(record.other_w, faded_w)
     step_w = max(1.0, STEP_FRAC * declared_w)
     above_w = max(0.0, record.other_top_w - declared_w)
@@ -209,6 +214,7 @@ def apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_d
         return False
     domain, total = scratch.domain, scratch.total
     recent_s = 2.0 * fleet.tick_s
+    average, forget = 1.0 - np.exp(-dt_s / AVERAGE_S), 1.0 - np.exp(-dt_s / FORGET_S)
     add_up_gpus(recent_s, node_static, sn_node, total)
     for d in range(len(domain_static)):
         static, record, heard = domain_static[d], st_domain[d], sn_domain[d]
@@ -219,7 +225,7 @@ def apply_meters(dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_d
         declared_w = static.unmanaged_w + static.non_gpu_max_w
         is_estimated = worth == CHANGED and heard.meter_age_s <= recent_s and total[1, end] == total[1, start]
         if is_estimated:
-            estimate_other(heard.meter_w, float(total[0, end] - total[0, start]), declared_w, dt_s, record)
+            estimate_other(heard.meter_w, float(total[0, end] - total[0, start]), declared_w, average, forget, record)
         if fleet.meters_loosen != 0:
             record.spare_w = spare_of(dt_s, is_estimated, worth >= READ, declared_w, record)
             domain[AVAILABLE, d] += record.spare_w

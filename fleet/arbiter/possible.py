@@ -11,6 +11,8 @@ read-back until it does. A node that was silent may have rebooted: its maximum i
 What was possible for it before (`silent_w`) is kept: the reserve covers the difference, and is not handed out.
 """
 
+import numpy as np
+
 from ..tables import PARKED, UNKNOWN_W
 from .compiled import kernel
 
@@ -76,16 +78,53 @@ def acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl
                 st.cap_possible_w = possible_w
 
 
-@kernel
+@kernel(inline=True)
+def acknowledge_usual(sn, st, hold_step_s, firmware_lag_s):
+    """`acknowledge` for a fresh node that serves its stage and reads back the newest command and its very cap.
+
+    Nearly all nodes are like that nearly always, and what is left of the rules then is short.
+    """
+    # selects, not branches: which caps are on their way down is as good as random. Both sides are read beforehand, as
+    # a read that stands within a select makes it a branch
+    cap_w, seq, ack_seq = st.cap_cmd_w, st.seq, sn.ack_seq
+    possible_w, hold_s, settling_w = st.cap_possible_w, st.hold_s, st.settling_w
+    wait_seq, wait_w, since_w, fallback_w = st.wait_seq, st.wait_w, st.since_w, st.fallback_w
+    wait_fallback_w, since_fallback_w = st.wait_fallback_w, st.since_fallback_w
+    is_waiting = hold_s > 0.0
+    hold_s -= hold_step_s
+    is_over = is_waiting & (not hold_s > 0.0)
+    possible_w = settling_w if is_over else possible_w
+    is_waiting = is_waiting & (not is_over) & (cap_w <= possible_w)
+    possible_w = max(possible_w, cap_w)
+    settling_w = max(settling_w, cap_w) if is_waiting else settling_w
+    next_w = max(max(cap_w, since_w), wait_w if ack_seq == wait_seq else cap_w)
+    is_lower = (not is_waiting) & (next_w < possible_w)
+    has_lag = firmware_lag_s > 0.0
+    hold_s = hold_s if is_waiting else 0.0
+    st.settling_w = next_w if is_lower & has_lag else settling_w
+    st.hold_s = firmware_lag_s if is_lower & has_lag else hold_s
+    st.cap_possible_w = next_w if is_lower & (not has_lag) else possible_w
+    st.wait_seq = wait_seq if is_waiting else seq
+    st.wait_w = wait_w if is_waiting else cap_w
+    st.since_w = since_w if is_waiting else 0
+    st.wait_fallback_w = wait_fallback_w if is_waiting else fallback_w
+    st.since_fallback_w = since_fallback_w if is_waiting else 0
+    st.fallback_possible_w = fallback_w
+    st.silent_w = 0
+    st.is_parked = 0
+    st.unacked_s = 0.0
+
+
+@kernel(inline=True)
 def command_cap(st, cap_w, fallback_w, is_changed):
     """Record a command; the sequence rises only when something in it changed."""
-    # selects, not branches: whether a cap changes is as good as random, and a wrong guess costs more than the rest
-    is_new = is_changed | (cap_w != st.cap_cmd_w) | (fallback_w != st.fallback_w)
-    st.seq += 1 if is_new else 0
-    st.since_w = max(st.since_w, cap_w if is_new else st.since_w)
+    # arithmetic, not branches: whether a cap changes is as good as random, and a wrong guess costs more than the rest
+    is_new = np.int64(is_changed) | (cap_w != st.cap_cmd_w) | (fallback_w != st.fallback_w)
+    st.seq += is_new
+    st.since_w = max(st.since_w, cap_w * is_new)
     st.cap_cmd_w = cap_w
     st.fallback_w = fallback_w
     st.cap_possible_w = max(st.cap_possible_w, cap_w)
     st.fallback_possible_w = max(st.fallback_possible_w, fallback_w)
-    st.since_fallback_w = max(st.since_fallback_w, fallback_w if is_new else st.since_fallback_w)
+    st.since_fallback_w = max(st.since_fallback_w, fallback_w * is_new)
     st.settling_w = max(st.settling_w, cap_w if st.hold_s > 0.0 else st.settling_w)

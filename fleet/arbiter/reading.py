@@ -3,10 +3,11 @@
 import numpy as np
 
 from ..bids import NODES_EXPONENT, WATTS_EXPONENT
-from ..tables import PARKED, PREFILL, STAGES
+from ..tables import PARKED, PREFILL, STAGES, UNKNOWN_W
 from .compiled import kernel
 from .health import xid_drains
-from .possible import acknowledge
+from .kinds import judge, judge_usual
+from .possible import acknowledge, acknowledge_usual
 from .scratch import (
     BAD,
     BID_WEIGHT,
@@ -15,6 +16,7 @@ from .scratch import (
     FACTOR,
     FRESH,
     NODES_BID,
+    RESEND,
     SERVING,
     STAGE_BEFORE,
     USABLE_PARKED,
@@ -68,40 +70,53 @@ def read_bids(bid_pool, pool):
 
 
 @kernel
-def read_nodes(dt_s, fleet, node_static, sn_node, st_node, bid_node, node, weight, pool):
-    """Acknowledge, weigh and count every node.
+def read_nodes(dt_s, fleet, node_static, service_static, sn_node, st_node, bid_node, node, weight, pool):
+    """Acknowledge, weigh, count and judge every node: all that the telemetry is read for, in one pass.
 
     Returns:
         True if health has to look at the nodes: one is drained, faulty, or bid for.
     """
+    stale_s, lease_ttl_s, firmware_lag_s = fleet.stale_s, fleet.lease_ttl_s, fleet.firmware_lag_s
     hold_step_s = min(dt_s, fleet.tick_s)  # a clock that jumps releases nothing early
     gain = 1.0 - np.exp(-dt_s / DEMAND_S)
     needs_health = False
     for i in range(len(node_static)):
         static, sn, st = node_static[i], sn_node[i], st_node[i]
-        is_fresh = sn.is_silent == 0 and sn.age_s <= fleet.stale_s
-        node[STAGE_BEFORE, i] = st.stage_cmd
+        stage, is_fresh = st.stage_cmd, (sn.is_silent == 0) & (sn.age_s <= stale_s)
+        is_there = (sn.stage == stage) & (not sn.moving_s > 0.0)
+        is_serving = is_there & (stage < STAGES) & (sn.is_up != 0) & (st.is_drained == 0)
+        has_obeyed = (sn.ack_seq >= max(st.seq, st.wait_seq)) & (sn.cap_w == st.cap_cmd_w) & (sn.cap_w != UNKNOWN_W)
         st.dwell_s = min(st.dwell_s + dt_s, MAX_DWELL_S)
-        acknowledge(static, sn, st, is_fresh, hold_step_s, fleet.firmware_lag_s, fleet.lease_ttl_s)
-        is_obeying = is_fresh and st.unacked_s <= fleet.lease_ttl_s
+        node[STAGE_BEFORE, i] = stage
+        if is_fresh & is_serving & has_obeyed & (sn.xid == 0) & (not bid_node[i, 0] > 0.5):
+            # nearly every node: one foreseen branch in place of all those that the rules below need
+            acknowledge_usual(sn, st, hold_step_s, firmware_lag_s)
+            judge_usual(i, static, service_static, st, node)
+            is_obeying = True
+            node[RESEND, i] = 0
+        else:
+            acknowledge(static, sn, st, is_fresh, hold_step_s, firmware_lag_s, lease_ttl_s)
+            is_obeying = is_fresh and st.unacked_s <= lease_ttl_s
+            judge(i, is_obeying, -1, static, service_static, sn, st, node)
+            # acknowledged and not in force: say it again under a new sequence
+            is_lost = (sn.ack_seq >= st.seq) & (sn.cap_w != UNKNOWN_W) & (sn.cap_w != st.cap_cmd_w)
+            node[RESEND, i] = is_fresh & is_lost
+            if st.is_drained != 0 or xid_drains(sn.xid) or bid_node[i, 0] > 0.5:
+                needs_health = True
         node[FRESH, i] = is_obeying
         # a parked node is weighed as the pool that it left would weigh it: it has no share while parked
-        p = STAGES * static.service + (st.stage_cmd if st.stage_cmd < STAGES else PREFILL)
-        if sn.stage == st.stage_cmd and not sn.moving_s > 0.0:
-            st.demand_w = blend(st.demand_w, sn.demand_w, gain)
-        else:
-            st.demand_w = np.nan  # another stage has another demand
-        demand_w = st.demand_w if np.isfinite(st.demand_w) else float(static.cap_max_w)
+        p = STAGES * static.service + (stage if stage < STAGES else PREFILL)
+        demand_w = blend(st.demand_w, sn.demand_w, gain) if is_there else np.nan  # another stage, another demand
+        st.demand_w = demand_w
+        demand_w = demand_w if np.isfinite(demand_w) else float(static.cap_max_w)
         weight[BID_WEIGHT, i] = max(1.0, min(MAX_WEIGHT, pool[FACTOR, p] * max(demand_w, 1.0)))
-        if st.is_drained != 0 or xid_drains(sn.xid) or bid_node[i, 0] > 0.5:
-            needs_health = True
         if not is_obeying or sn.is_up == 0 or st.is_drained != 0:
             continue
-        if st.stage_cmd == PARKED:
+        if stage == PARKED:
             pool[USABLE_PARKED, STAGES * static.service] += 1.0
             continue
         pool[COMMANDED, p] += 1.0
-        if sn.stage == st.stage_cmd and not sn.moving_s > 0.0:
+        if is_there:
             pool[SERVING, p] += 1.0
             if np.isfinite(sn.util_frac):
                 pool[UTIL_SUM, p] += max(0.0, sn.util_frac)

@@ -9,8 +9,9 @@ from ..topology import Fleet
 # rows of Scratch.node, int64 per node
 LO, HI, CAP_MAX, CHARGE, ALLOWED, CAP, BOUND, KIND, FRESH, WISH, FLOOR, TARGET, STAGE_BEFORE, SPARE = range(14)
 CEILING, BEFORE = 14, 15  # of a tree filling: caps of the last sweep, and `hi` as it was
-PARKS = 16  # of fallbacks: what a node does when its lease expires
-NODE_ROWS = 17
+IS_APART, CAP_BEFORE, RESEND = 16, 17, 18  # counts apart from its cap; the last command; whether to say it again
+PARKS = 19  # of fallbacks: what a node does when its lease expires
+NODE_ROWS = 20
 # rows of Scratch.weight, float64 per node
 BID_WEIGHT, EQUAL_WEIGHT = range(2)
 # rows of Scratch.domain, int64 per domain
@@ -41,12 +42,15 @@ class Scratch(NamedTuple):
     pool: np.ndarray  # (11, P) float64
     top: np.ndarray  # (N + 1,) int64: the largest jumps of a domain
     count: np.ndarray  # (2, N) int64: per failure domain
+    threshold: np.ndarray  # (N,) float64
+    threshold_bits: np.ndarray  # (N,) int64: the same memory, read as whole numbers
     first: np.ndarray  # (NEAR_W,) float64
     who: np.ndarray  # (NEAR_W,) int64
 
 
 def scratch_of(nodes: int, domains: int, pools: int) -> Scratch:
     """Working memory for sizes."""
+    threshold = np.empty(nodes, np.float64)
     return Scratch(
         node=np.empty((NODE_ROWS, nodes), np.int64),
         weight=np.empty((2, nodes), np.float64),
@@ -59,6 +63,8 @@ def scratch_of(nodes: int, domains: int, pools: int) -> Scratch:
         pool=np.empty((11, pools), np.float64),
         top=np.empty(nodes + 1, np.int64),
         count=np.empty((2, nodes), np.int64),
+        threshold=threshold,
+        threshold_bits=threshold.view(np.int64),
         first=np.empty(NEAR_W, np.float64),
         who=np.empty(NEAR_W, np.int64),
     )

@@ -18,15 +18,16 @@ from .compiled import kernel
 from .fallbacks import set_fallbacks
 from .grants import grant, set_allowed
 from .health import update_drains
+from .kinds import judge_again, set_reserves
 from .limits import update_limits
 from .meters import apply_meters
 from .overrides import clamp_to_pins, hold_pins
 from .reading import clean, read_bids, read_nodes, update_filters
-from .scratch import CAP_MAX, HI, LO, SPARE, WISH, Scratch, make_scratch, scratch_of
+from .scratch import BID_WEIGHT, CAP_MAX, HI, LO, SPARE, WISH, Scratch, make_scratch, scratch_of
 from .stages import command_stage, update_stages
 from .state import BANK_FRAC, ArbiterState
 from .taking import lend_taken, take_from_least
-from .targets import bound_targets, classify, drop_wishes, hold_targets, save_watts, set_reserves, set_targets
+from .targets import drop_wishes, hold_targets, save_watts, set_targets
 from .tree_filling import read_tree
 from .water_filling import fill_domain
 from .writing import write_plan
@@ -92,22 +93,23 @@ def settle_one(
         st_domain,
         domain,
     )
-    needs_health = read_nodes(dt_s, fleet, node_static, sn_node, st_node, bid_node, node, weight, pool)
+    needs_health = read_nodes(dt_s, fleet, node_static, service_static, sn_node, st_node, bid_node, node, weight, pool)
     update_filters(dt_s, sn_service, st_pool, pool)
     if needs_health:
         update_drains(
             now_s, node_static, service_static, fleet, sn_node, st_node, st_fleet, bid_node, node, pool, scratch.count
         )
-    moves = update_stages(dt_s, node_static, service_static, fleet, sn_node, st_node, st_service, node, pool)
-    silent = classify(node_static, fleet, sn_node, st_node, node)
-    set_reserves(silent, domain_static, node, domain, top)
-    bound_targets(node_static, domain, domain_static, service_static, st_node, node)
+    moves, wishes = update_stages(dt_s, node_static, service_static, fleet, sn_node, st_node, st_service, node, pool)
+    if needs_health or moves + wishes > 0:
+        judge_again(node_static, service_static, sn_node, st_node, node)
+    set_reserves(domain_static, node, domain, top)
     is_taking = apply_meters(
         dt_s, lapse_s, node_static, domain_static, fleet, sn_node, sn_domain, st_node, st_domain, scratch
     )
     if st_fleet.orders > 0:
         hold_pins(node_static, st_node, scratch)
-    drop_wishes(node_static, domain_static, service_static, st_node, node, domain, top)
+    if wishes > 0:
+        drop_wishes(node_static, domain_static, service_static, st_node, node, domain, top)
     if spend < 0.0:
         save_watts(spend, domain_static, st_domain, node, domain, top)
     if is_taking:
@@ -115,11 +117,11 @@ def settle_one(
     shed_level = set_targets(node_static, domain_static, service_static, st_node, st_domain, scratch)
     if is_taking:
         take_from_least(node_static, domain_static, service_static, scratch)
-    hold_targets(fleet.deadband_w, domain_static, st_node, scratch)
+    hold_targets(fleet.deadband_w, scratch)
     if st_fleet.orders > 0:
         clamp_to_pins(node_static, st_node, node)
-    set_allowed(dt_s, node_static, domain_static, fleet, st_node, node, weight, level)
-    if grant(node_static, domain_static, st_node, scratch) > 0:
+    set_allowed(dt_s, node_static, domain_static, fleet, node, weight, level)
+    if grant(wishes, node_static, domain_static, st_node, scratch) > 0:
         for i in range(len(node_static)):
             if node[WISH, i] >= 0:
                 if st_node[i].shed_from == 0:
@@ -137,7 +139,7 @@ def settle_one(
         scratch,
     )
     interventions, correction, is_shedding = write_plan(
-        fleet, node_static, sn_node, st_node, plan_node, node, weight, pool
+        fleet, node_static, sn_node, st_node, plan_node, node, weight[BID_WEIGHT], pool
     )
     plan_fleet.time_s = now_s
     plan_fleet.interventions = interventions

@@ -65,9 +65,9 @@ def update_stages(dt_s, node_static, service_static, fleet, sn_node, st_node, st
     Leaving parking takes watts, so it is only wished for here and granted when the watts are free.
 
     Returns:
-        Moves started.
+        Moves started, and nodes that wish to leave parking.
     """
-    moves = 0
+    moves, wishes = 0, 0
     for i in range(len(node_static)):
         node[WISH, i] = -1
     for s in range(len(service_static)):
@@ -91,6 +91,7 @@ def update_stages(dt_s, node_static, service_static, fleet, sn_node, st_node, st
                     and st_node[i].dwell_s >= fleet.dwell_s
                 ):
                     node[WISH, i] = st_node[i].shed_from - 1
+                    wishes += 1
                     break
         if st_service[s].move_credit < 1.0:
             continue
@@ -111,6 +112,7 @@ def update_stages(dt_s, node_static, service_static, fleet, sn_node, st_node, st
                 i = node_to_move(s, PARKED, fleet.dwell_s, node_static, sn_node, st_node, node)
                 if i >= 0:
                     node[WISH, i] = grow
+                    wishes += 1
                     continue
             if down > -CHANGE_NODES or spare_nodes(s, shrink, service_static, pool) < 1.0:
                 continue
@@ -127,4 +129,4 @@ def update_stages(dt_s, node_static, service_static, fleet, sn_node, st_node, st
                 command_stage(i, PARKED, st_node)
                 st_service[s].move_credit -= 1.0
                 moves += 1
-    return moves
+    return moves, wishes

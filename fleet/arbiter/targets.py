@@ -1,32 +1,26 @@
-"""Target caps: the range of every node, and the caps that fill every domain with what its limit allows."""
+"""Target caps: those that fill every domain with what its limit allows."""
 
 import numpy as np
 
-from ..tables import DECODE, PARKED, TRAINING
+from ..tables import DECODE
 from .compiled import kernel
+from .kinds import decode_floor
 from .limits import SAVE_FRAC
 from .scratch import (
     AVAILABLE,
     BID_WEIGHT,
     BOUND,
+    CAP_BEFORE,
     CAP_MAX,
-    CHARGE,
-    DOWN,
-    DRAINED,
     EMERGENCY,
     END,
     FLOOR,
     FREE,
-    FRESH,
-    HELD,
     HI,
     KIND,
     LO,
     MISFIT,
-    MOVING,
-    PARKING,
     RESERVE,
-    SILENT,
     SPARE,
     START,
     TARGET,
@@ -35,112 +29,10 @@ from .scratch import (
 from .shedding import shed
 from .state import BANK_FRAC
 from .tree_filling import fill_tree, find_misfits
-from .water_filling import charge_of, fill_domain, push_top
+from .water_filling import charge_of, fill_domain
 
 UNSHED_MARGIN = 0.02
 """A node parked by shedding returns when this share of a domain's watts stays free above all floors."""
-
-
-@kernel
-def classify(node_static, fleet, sn_node, st_node, node):
-    """Say what every node counts as, and what it is charged at now.
-
-    A silent node is charged at what was possible for it before, and the reserve for the rest (`set_reserves`).
-
-    Returns:
-        The number of silent nodes.
-    """
-    silent = 0
-    for i in range(len(node_static)):
-        st, sn = st_node[i], sn_node[i]
-        if sn.is_silent != 0:
-            kind = SILENT
-            silent += 1
-        elif node[FRESH, i] == 0 or st.unacked_s > fleet.lease_ttl_s:
-            kind = HELD
-        elif st.stage_cmd == PARKED:
-            kind = PARKING
-        elif st.is_drained != 0:
-            kind = DRAINED
-        elif sn.is_up == 0:
-            kind = DOWN
-        elif sn.stage != st.stage_cmd or sn.moving_s > 0.0:
-            kind = MOVING
-        else:
-            kind = FREE
-        node[KIND, i] = kind
-        node[CAP_MAX, i] = node_static[i].cap_max_w
-        charge_w = node_static[i].parked_max_w if st.is_parked != 0 else st.cap_possible_w
-        node[CHARGE, i] = st.silent_w if kind == SILENT else charge_w
-    return silent
-
-
-@kernel
-def set_reserves(silent, domain_static, node, domain, top):
-    """Write how many nodes the reserve of each domain stands for, and take what it cannot cover from its watts.
-
-    Any `unknown_reserve` nodes may be unknown at once, and others as soon as these are known again. So the reserve
-    stays whole while nodes are silent: a silent node is one of those that it stands for. Silent nodes beyond it
-    count at their maximum; the reserve stands for those with the largest distances to it.
-    """
-    for d in range(len(domain_static)):
-        static = domain_static[d]
-        start, end = static.node_start, static.node_end
-        reserve = min(static.unknown_reserve, end - start)
-        domain[RESERVE, d] = reserve
-        if silent <= reserve:
-            continue
-        count, above_w = 0, 0
-        for j in range(reserve):
-            top[j] = 0
-        for i in range(start, end):
-            if node[KIND, i] == SILENT:
-                count += 1
-                above_w += node[CAP_MAX, i] - node[CHARGE, i]
-                if reserve > 0:
-                    push_top(top, reserve, node[CAP_MAX, i] - node[CHARGE, i])
-        if count > reserve:
-            for j in range(reserve):
-                above_w -= top[j]
-            domain[AVAILABLE, d] -= above_w
-
-
-@kernel(inline=True)
-def decode_floor(static, service_static):
-    """Smallest cap of a node that serves decode: latency collapses below it; a training gang only slows down."""
-    if service_static[static.service].kind == TRAINING:
-        return static.cap_min_w
-    return max(static.cap_min_w, static.decode_floor_w)
-
-
-@kernel
-def bound_targets(node_static, domain, domain_static, service_static, st_node, node):
-    """Write the range of every node's target cap.
-
-    Nodes that may not obey count at what they may be running. A parked node counts at its bound for parking;
-    one that was not yet seen parked at its smallest cap, unless floors do not fit.
-    """
-    for i in range(len(node_static)):
-        kind, static = node[KIND, i], node_static[i]
-        lo, hi = static.cap_min_w, static.cap_min_w
-        if kind in (SILENT, HELD):
-            lo = hi = node[CHARGE, i]
-            if kind == HELD and st_node[i].hold_s > 0.0:
-                # nobody is shed for watts that the firmware's lag alone still holds
-                lo = hi = min(node[CHARGE, i], st_node[i].settling_w)
-        elif kind == PARKING:
-            if node[WISH, i] < 0 and st_node[i].is_parked != 0:
-                lo = hi = static.parked_max_w
-        elif kind == FREE:
-            hi = static.cap_max_w
-            if st_node[i].stage_cmd == DECODE:
-                lo = min(decode_floor(static, service_static), hi)
-        node[FLOOR, i] = lo
-        node[LO, i] = lo
-        node[HI, i] = hi
-        node[BOUND, i] = -1
-    for d in range(len(domain_static)):
-        domain[EMERGENCY, d] = 0
 
 
 @kernel
@@ -202,6 +94,7 @@ def fill_with_floors(node_static, domain_static, service_static, st_node, st_dom
     """
     node, domain, level = scratch.node, scratch.domain, scratch.level
     shed_level = 0
+    domain[EMERGENCY] = 0
     is_settled = False
     while not is_settled:
         is_settled = True
@@ -269,30 +162,30 @@ def set_targets(node_static, domain_static, service_static, st_node, st_domain, 
 
 
 @kernel
-def hold_targets(deadband_w, domain_static, st_node, scratch):
+def hold_targets(deadband_w, scratch):
     """Leave caps as they are where the target is hardly another: a write costs more than it brings.
 
     A cap is held above its target only where every domain that feeds the node has the watts for it.
     """
     node, domain = scratch.node, scratch.domain
-    n = len(st_node)
-    is_held = False
-    for i in range(n):
-        target_w, cap_w = node[TARGET, i], st_node[i].cap_cmd_w
+    kind, target, before, spare, floor = node[KIND], node[TARGET], node[CAP_BEFORE], node[SPARE], node[FLOOR]
+    held = 0
+    for i in range(len(target)):
+        target_w, cap_w = target[i], before[i]
         is_close = (abs(target_w - cap_w) < deadband_w) & (target_w != cap_w)
-        is_kept = is_close & (node[KIND, i] == FREE) & (cap_w >= node[FLOOR, i])
-        node[SPARE, i] = cap_w if is_kept else target_w
-        is_held |= is_kept
-    if not is_held:
+        is_kept = is_close & (kind[i] == FREE) & (cap_w >= floor[i])
+        spare[i] = cap_w if is_kept else target_w
+        held += is_kept
+    if held == 0:
         return
-    if find_misfits(node[SPARE], scratch) > 0:
-        for d in range(len(domain_static) - 1, -1, -1):
+    if find_misfits(spare, scratch) > 0:
+        for d in range(domain.shape[1] - 1, -1, -1):
             start, end = scratch.tree[START, d], scratch.tree[END, d]
             if scratch.tree[MISFIT, d] == 0:
                 continue
-            charge_w = charge_of(node[SPARE, start:end], node[CAP_MAX, start:end], domain[RESERVE, d], scratch.top)
+            charge_w = charge_of(spare[start:end], node[CAP_MAX, start:end], domain[RESERVE, d], scratch.top)
             if charge_w > domain[AVAILABLE, d]:
                 for i in range(start, end):
-                    node[SPARE, i] = min(node[SPARE, i], node[TARGET, i])
-    for i in range(n):
-        node[TARGET, i] = node[SPARE, i]
+                    spare[i] = min(spare[i], target[i])
+    for i in range(len(target)):
+        target[i] = spare[i]

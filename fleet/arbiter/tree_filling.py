@@ -20,6 +20,9 @@ from .water_filling import charge_at, charge_of, fill_domain, reserve_of
 TOP_LEVEL = 1e9
 """A level at which every node reaches its largest cap: weights are at least 1."""
 
+NO_LEVEL = np.inf
+"""Stands for "nothing binds"."""
+
 CLOSE_FRAC = 0.02
 """A ceiling is close enough when the root exceeds its limit by less than this share."""
 
@@ -57,19 +60,49 @@ def find_misfits(row, scratch):
     Returns:
         Their number.
     """
-    domain, tree, total = scratch.domain, scratch.tree, scratch.total
-    add_up(row, total[0])
+    available, reserve = scratch.domain[AVAILABLE], scratch.domain[RESERVE]
+    starts, ends, misfit, total = scratch.tree[START], scratch.tree[END], scratch.tree[MISFIT], scratch.total[0]
+    add_up(row, total)
     count = 0
-    for d in range(domain.shape[1]):
-        start, end = tree[START, d], tree[END, d]
-        if domain[RESERVE, d] > 0:
-            charge_w = charge_of(row[start:end], scratch.node[CAP_MAX, start:end], domain[RESERVE, d], scratch.top)
-        else:
-            charge_w = total[0, end] - total[0, start]
-        is_misfit = charge_w > domain[AVAILABLE, d]
-        tree[MISFIT, d] = is_misfit
+    for d in range(len(available)):
+        is_misfit = total[ends[d]] - total[starts[d]] > available[d]
+        misfit[d] = is_misfit
         count += is_misfit
+    for d in range(len(available)):
+        if reserve[d] > 0 and misfit[d] == 0:
+            start, end = starts[d], ends[d]
+            more_w = reserve_of(row[start:end], scratch.node[CAP_MAX, start:end], reserve[d], scratch.top)
+            if total[end] - total[start] + more_w > available[d]:
+                misfit[d] = 1
+                count += 1
     return count
+
+
+@kernel
+def clamp(cap, lo, hi, scratch):
+    """Clamp what the nodes of every domain below the root are charged with at its limit, children first.
+
+    Writes what that takes off a domain's charge, and off the part of it that moves with the level, into `cut`.
+    """
+    domain, tree, total, cut = scratch.domain, scratch.tree, scratch.total, scratch.cut
+    moving = 0
+    total[1, 0] = 0
+    for i in range(len(cap)):
+        moving += cap[i] if lo[i] < cap[i] < hi[i] else 0
+        total[1, i + 1] = moving
+    for d in range(domain.shape[1]):
+        cut[0, d] = 0
+        cut[1, d] = 0
+    for d in range(domain.shape[1] - 1, 0, -1):
+        start, end, parent = tree[START, d], tree[END, d], tree[PARENT, d]
+        over_w, still = cut[0, d], cut[1, d]
+        charge_w = total[0, end] - total[0, start] - over_w
+        if charge_w > domain[AVAILABLE, d]:
+            tree[MISFIT, d] = 1
+            over_w += charge_w - domain[AVAILABLE, d]
+            still = total[1, end] - total[1, start]
+        cut[0, parent] += over_w
+        cut[1, parent] += still
 
 
 @kernel
@@ -82,38 +115,29 @@ def sweep(level, weight, lo, hi, cap, scratch):
         What the root's nodes are charged with every domain below clamped at its limit; and of a straight line
         that leads on from here the same and the part of it that moves with the level.
     """
-    domain, tree, total, cut = scratch.domain, scratch.tree, scratch.total, scratch.cut
-    for i in range(len(cap)):
-        cap[i] = min(hi[i], max(lo[i], np.int64(level * weight[i])))
+    available, reserve = scratch.domain[AVAILABLE], scratch.domain[RESERVE]
+    starts, ends, misfit, total = scratch.tree[START], scratch.tree[END], scratch.tree[MISFIT], scratch.total[0]
     charged, moving = 0, 0
-    total[0, 0] = 0
-    total[1, 0] = 0
     for i in range(len(cap)):
-        c = cap[i]
+        c = min(hi[i], max(lo[i], np.int64(level * weight[i])))
+        cap[i] = c
         charged += c
         moving += c if lo[i] < c < hi[i] else 0
-        total[0, i + 1] = charged
-        total[1, i + 1] = moving
-    for d in range(domain.shape[1]):
-        cut[0, d] = 0
-        cut[1, d] = 0
-    for d in range(domain.shape[1] - 1, 0, -1):
-        start, end, parent = tree[START, d], tree[END, d], tree[PARENT, d]
-        over_w, still = cut[0, d], cut[1, d]
-        charge_w = total[0, end] - total[0, start] - over_w
-        tree[MISFIT, d] = domain[RESERVE, d]
-        if charge_w > domain[AVAILABLE, d]:
-            tree[MISFIT, d] = 1
-            over_w += charge_w - domain[AVAILABLE, d]
-            still = total[1, end] - total[1, start]
-        cut[0, parent] += over_w
-        cut[1, parent] += still
-    tree[MISFIT, 0] = 1
     # what a reserve costs is not less where limits below clamp the caps: a ceiling stays one
-    charged += reserve_of(cap, scratch.node[CAP_MAX], domain[RESERVE, 0], scratch.top)
-    clamped_w, still_moving_w = charged - cut[0, 0], moving - cut[1, 0]
+    reserve_w = reserve_of(cap, scratch.node[CAP_MAX], reserve[0], scratch.top)
+    add_up(cap, total)
+    count = 0
+    for d in range(1, len(available)):
+        misfit[d] = reserve[d]
+        count += total[ends[d]] - total[starts[d]] > available[d]
+    misfit[0] = 1
+    clamped_w, still_moving_w = charged + reserve_w, moving
+    if count > 0:
+        clamp(cap, lo, hi, scratch)
+        clamped_w -= scratch.cut[0, 0]
+        still_moving_w -= scratch.cut[1, 0]
     if still_moving_w <= 0:  # every node moves below a limit: step as if there were none
-        return clamped_w, charged, moving
+        return clamped_w, charged + reserve_w, moving
     return clamped_w, clamped_w, still_moving_w
 
 
@@ -130,13 +154,16 @@ def find_ceiling(guess, weight, lo, hi, scratch):
     """Look for a level at which the root hardly does not fit; its caps and misfits are those of the last sweep.
 
     Returns:
-        The level, `TOP_LEVEL` when none was found, and a guess at the root's own.
+        The level, `TOP_LEVEL` when none was found, `NO_LEVEL` when `hi` fits every domain; and a guess at the root's
+        own.
     """
     available_w = scratch.domain[AVAILABLE, 0]
     cap, cap_max = scratch.node[CEILING], scratch.node[CAP_MAX]
     if charge_of(hi, cap_max, scratch.domain[RESERVE, 0], scratch.top) <= available_w:
-        sweep(TOP_LEVEL, weight, lo, hi, cap, scratch)
-        return TOP_LEVEL, guess
+        if find_misfits(hi, scratch) > 0:
+            sweep(TOP_LEVEL, weight, lo, hi, cap, scratch)
+            return TOP_LEVEL, guess
+        return NO_LEVEL, guess
     x = guess if 0.0 < guess < TOP_LEVEL else 1.0
     low, high = 0.0, TOP_LEVEL
     for _ in range(APPROACH_STEPS):  # as if only the root had a limit: cheap, and never above the root's level
@@ -164,8 +191,9 @@ def find_ceiling(guess, weight, lo, hi, scratch):
 def fill_marked(weight, lo, hi, bound, guess, level, scratch):
     """Fill the domains marked in the MISFIT row, children first; the others do not bind."""
     domain, tree = scratch.domain, scratch.tree
-    for d in range(domain.shape[1] - 1, -1, -1):
+    for d in range(len(level)):
         level[d] = np.inf
+    for d in range(len(level) - 1, -1, -1):
         if tree[MISFIT, d] != 0:
             start, end = tree[START, d], tree[END, d]
             level[d] = fill_domain(
@@ -189,6 +217,10 @@ def fill_tree(guess, weight, lo, hi, bound, level, scratch):
     """
     before, cap = scratch.node[BEFORE], scratch.node[CEILING]
     ceiling, guess[0] = find_ceiling(guess[0], weight, lo, hi, scratch)
+    if ceiling == NO_LEVEL:
+        for d in range(len(level)):
+            level[d] = np.inf
+        return
     for i in range(len(hi)):
         before[i] = hi[i]
         if cap[i] < hi[i]:

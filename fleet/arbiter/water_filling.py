@@ -21,6 +21,9 @@ from .scratch import CAP, NEAR_W
 NEWTON_STEPS, EXACT_STEPS = 12, 8
 """Steps towards the level, and those of them that look for the very watt."""
 
+INFINITY_BITS, LAST = 0x7FF << 52, (1 << 63) - 1
+"""The bits of infinity, and the largest int64."""
+
 FEW_NODES = 16
 """Among so few nodes the last watts are handed out at once."""
 
@@ -100,7 +103,7 @@ def caps_at(level, weight, lo, hi, cap):
 
 @kernel
 def hand_out_few(left_w, weight, hi, cap, first, who):
-    """Give at most NEAR_W watts one by one, smallest (cap + 1) / weight first, ties by id.
+    """Give 1 to NEAR_W watts one by one, smallest (cap + 1) / weight first, ties by id.
 
     Only the `left_w` nodes with the smallest thresholds can get any: one pass finds them, then the watts go to
     the head of that list, which moves back to its next threshold.
@@ -121,6 +124,16 @@ def hand_out_few(left_w, weight, hi, cap, first, who):
             j -= 1
         first[j], who[j] = threshold, i
         count = min(count + 1, left_w)
+    if count == left_w:
+        # where nobody's second watt comes before another's first, which is the rule, everyone on the list gets one
+        is_one_each = True
+        for j in range(count):
+            i = who[j]
+            is_one_each &= (cap[i] + 1 >= hi[i]) | ((cap[i] + 2) / weight[i] > first[count - 1])
+        if is_one_each:
+            for j in range(count):
+                cap[who[j]] += 1
+            return 0
     while left_w > 0 and count > 0:
         i = who[0]
         cap[i] += 1
@@ -137,25 +150,34 @@ def hand_out_few(left_w, weight, hi, cap, first, who):
 
 
 @kernel
-def hand_out_ties(left_w, weight, hi, cap):
+def hand_out_ties(left_w, weight, hi, cap, threshold, bits):
     """The same for many watts and few distinct thresholds: at most NEAR_W thresholds, one after the other.
+
+    Args:
+        threshold: Written, shape (n,): what each node's next watt waits for.
+        bits: The same memory as int64. Positive floats are in the order of their bits, and the least of whole numbers
+            is found many at a time.
 
     Returns:
         What is left.
     """
+    if left_w > NEAR_W * len(cap):
+        return left_w  # more than so many thresholds can take
+    for i in range(len(cap)):
+        threshold[i] = (cap[i] + 1) / weight[i] if cap[i] < hi[i] else np.inf
     for _ in range(NEAR_W):
         if left_w <= 0:
             break
-        first = np.inf
+        first = LAST
         for i in range(len(cap)):
-            if cap[i] < hi[i]:
-                first = min(first, (cap[i] + 1) / weight[i])
-        if first == np.inf:
+            first = min(first, bits[i])
+        if first >= INFINITY_BITS:
             break
         for i in range(len(cap)):
-            if left_w > 0 and cap[i] < hi[i] and (cap[i] + 1) / weight[i] == first:
+            if bits[i] == first and left_w > 0:
                 cap[i] += 1
                 left_w -= 1
+                threshold[i] = (cap[i] + 1) / weight[i] if cap[i] < hi[i] else np.inf
     return left_w
 
 
@@ -172,14 +194,32 @@ def only_jumper(hi, cap_max, cap):
 
 
 @kernel
-def next_free(available_w, weight, hi, cap_max, cap, reserve, top):
+def is_next(index, weight, hi, cap):
+    """True if this node is the next to rise: nobody has a smaller threshold, nor a smaller id at the same one."""
+    threshold = (cap[index] + 1) / weight[index]
+    for i in range(len(cap)):
+        if cap[i] < hi[i]:
+            other = (cap[i] + 1) / weight[i]
+            if other < threshold or (other == threshold and i < index):
+                return False
+    return True
+
+
+@kernel
+def next_free(available_w, left_w, weight, hi, cap_max, cap, reserve, top):
     """The node that is next to rise, if its watt costs nothing: its distance to the maximum is in the reserve.
+
+    Args:
+        left_w: What the charge of `cap` leaves.
 
     Returns:
         Its index, -1 when nobody can rise or the watt does not fit.
     """
-    if reserve == 1 and only_jumper(hi, cap_max, cap) < 0:
-        return -1
+    if reserve == 1:
+        jumper = only_jumper(hi, cap_max, cap)
+        # where nothing is left only the jumper's own watt costs nothing, and mostly somebody else is next
+        if jumper < 0 or (left_w == 0 and not is_next(jumper, weight, hi, cap)):
+            return -1
     who, first = -1, np.inf
     for i in range(len(cap)):
         if cap[i] < hi[i]:
@@ -196,7 +236,7 @@ def next_free(available_w, weight, hi, cap_max, cap, reserve, top):
 
 
 @kernel
-def hand_out(rounds, left_w, available_w, weight, hi, cap_max, cap, reserve, top, first, who):
+def hand_out(rounds, left_w, available_w, weight, hi, cap_max, cap, reserve, scratch):
     """Hand out what the charge of `cap` leaves; with a reserve a watt given may cost nothing, so look again.
 
     Returns:
@@ -206,18 +246,18 @@ def hand_out(rounds, left_w, available_w, weight, hi, cap_max, cap, reserve, top
         if left_w <= 0:
             break
         if left_w > NEAR_W:
-            left_w = hand_out_ties(left_w, weight, hi, cap)
+            left_w = hand_out_ties(left_w, weight, hi, cap, scratch.threshold, scratch.threshold_bits)
         else:
-            left_w = hand_out_few(left_w, weight, hi, cap, first, who)
+            left_w = hand_out_few(left_w, weight, hi, cap, scratch.first, scratch.who)
         if reserve <= 0 or left_w > 0:
             break
-        left_w = available_w - charge_of(cap, cap_max, reserve, top)
+        left_w = available_w - charge_of(cap, cap_max, reserve, scratch.top)
     return left_w
 
 
 @kernel
-def solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, first, who):
-    """Write the largest caps that fit into `cap`; the charge at `lo` must fit and that at `hi` must not.
+def solve_level(available_w, left_w, guess, weight, lo, hi, cap_max, cap, reserve, scratch):
+    """Write the largest caps that fit into `cap`; the charge at `lo` leaves `left_w`, and that at `hi` does not fit.
 
     Safeguarded Newton on the piecewise linear charge: it lands on the watt or near it in a few passes, unless many
     nodes share one weight and the charge jumps by one watt of each; then handing out by thresholds finishes it.
@@ -227,8 +267,8 @@ def solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, 
     Returns:
         The level.
     """
-    low, high = 0.0, np.inf
-    left_w, over_w = available_w - charge_of(lo, cap_max, reserve, top), 0
+    top = scratch.top
+    low, high, over_w = 0.0, np.inf, 0
     exact_steps = EXACT_STEPS if len(lo) > FEW_NODES else 0
     x = guess
     for step in range(NEWTON_STEPS):
@@ -249,8 +289,8 @@ def solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, 
             x = 2.0 * low + 1.0 if high == np.inf else 0.5 * (low + high)
     caps_at(low, weight, lo, hi, cap)
     if left_w > 0:
-        left_w = hand_out(4, left_w, available_w, weight, hi, cap_max, cap, reserve, top, first, who)
-    if left_w <= 0 and (reserve <= 0 or next_free(available_w, weight, hi, cap_max, cap, reserve, top) < 0):
+        left_w = hand_out(4, left_w, available_w, weight, hi, cap_max, cap, reserve, scratch)
+    if left_w <= 0 and (reserve <= 0 or next_free(available_w, left_w, weight, hi, cap_max, cap, reserve, top) < 0):
         return low
     for _ in range(2000):  # doubling from nothing, then halving down to neighbouring floats
         x = 2.0 * low + 1.0 if high == np.inf else 0.5 * (low + high)
@@ -263,9 +303,9 @@ def solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, 
             high = x
     caps_at(low, weight, lo, hi, cap)
     # only nodes with one threshold are left, so that this ends
-    hand_out(len(cap) + 4, left_w, available_w, weight, hi, cap_max, cap, reserve, top, first, who)
+    left_w = hand_out(len(cap) + 4, left_w, available_w, weight, hi, cap_max, cap, reserve, scratch)
     while reserve > 0:
-        i = next_free(available_w, weight, hi, cap_max, cap, reserve, top)
+        i = next_free(available_w, left_w, weight, hi, cap_max, cap, reserve, top)
         if i < 0:
             break
         cap[i] += 1
@@ -294,7 +334,8 @@ def fill_domain(d, available_w, guess, weight, lo, hi, cap_max, bound, reserve, 
     top = scratch.top
     if charge_of(hi, cap_max, reserve, top) <= available_w:
         return np.inf
-    if charge_of(lo, cap_max, reserve, top) > available_w:
+    left_w = available_w - charge_of(lo, cap_max, reserve, top)
+    if left_w < 0:
         return -1.0
     cap = scratch.node[CAP, : len(hi)]
     if not 0.0 < guess < np.inf:
@@ -305,7 +346,7 @@ def fill_domain(d, available_w, guess, weight, lo, hi, cap_max, bound, reserve, 
             else:
                 fixed_w += hi[i]
         guess = max(available_w - fixed_w, 1) / max(total_weight, 1.0)
-    level = solve_level(available_w, guess, weight, lo, hi, cap_max, cap, reserve, top, scratch.first, scratch.who)
+    level = solve_level(available_w, left_w, guess, weight, lo, hi, cap_max, cap, reserve, scratch)
     for i in range(len(hi)):
         if cap[i] < hi[i]:
             hi[i] = cap[i]

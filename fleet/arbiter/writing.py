@@ -3,14 +3,13 @@
 import numpy as np
 
 from ..plan import Reason
-from ..tables import DECODE, PREFILL, STAGES, UNKNOWN_W
+from ..tables import DECODE, PREFILL, STAGES
 from .compiled import kernel
 from .health import xid_drains
 from .possible import command_cap
 from .scratch import (
     ALLOWED,
     BAD,
-    BID_WEIGHT,
     BOUND,
     CLOCK_BID,
     FLOOR,
@@ -19,6 +18,7 @@ from .scratch import (
     KIND,
     MOVING,
     PARKING,
+    RESEND,
     SILENT,
     STAGE_BEFORE,
     TARGET,
@@ -78,33 +78,27 @@ def write_plan(fleet, node_static, sn_node, st_node, plan_node, node, weight, po
         Interventions, the summed squared relative distance between caps asked and granted, and whether a node
         is parked by shedding.
     """
-    interventions, correction, is_shedding = 0, 0.0, False
-    step_w = np.int64(fleet.raise_w_per_s * fleet.tick_s)
+    interventions, correction, shed_from = 0, 0.0, 0
+    deadband_w, step_w = fleet.deadband_w, np.int64(fleet.raise_w_per_s * fleet.tick_s)
     for i in range(len(node_static)):
-        static, sn, st, row = node_static[i], sn_node[i], st_node[i], plan_node[i]
-        kind = node[KIND, i]
-        cap_w, target_w = node[ALLOWED, i], node[TARGET, i]
-        if kind == PARKING:
-            target_w = cap_w
-        raise_w = cap_w - st.cap_cmd_w
-        is_small = (raise_w > 0) & (raise_w < fleet.deadband_w) & (cap_w != target_w)
-        cap_w = st.cap_cmd_w if is_small else cap_w
+        static, st, row = node_static[i], st_node[i], plan_node[i]
+        kind, stage, before_w, cap_max_w = node[KIND, i], st.stage_cmd, st.cap_cmd_w, static.cap_max_w
+        allowed_w, is_drained, pin_w = node[ALLOWED, i], st.is_drained, st.pin_w
+        target_w = allowed_w if kind == PARKING else node[TARGET, i]
+        raise_w = allowed_w - before_w
+        is_small = (raise_w > 0) & (raise_w < deadband_w) & (allowed_w != target_w)
+        cap_w = before_w if is_small else allowed_w
         fallback_w = min(cap_w, st.fallback_share_w)
-        is_changed = st.stage_cmd != node[STAGE_BEFORE, i]
-        is_fresh = (sn.is_silent == 0) & (sn.age_s <= fleet.stale_s)
-        # acknowledged and not in force: say it again under a new sequence
-        is_changed |= is_fresh & (sn.ack_seq >= st.seq) & (sn.cap_w != UNKNOWN_W) & (sn.cap_w != st.cap_cmd_w)
         # a ramped raise is one that the tick's step, not the watts, cut short
-        is_held_back = node[ALLOWED, i] < min(target_w, st.cap_cmd_w + step_w)
-        command_cap(st, cap_w, fallback_w, is_changed)
-        p = STAGES * static.service + (st.stage_cmd if st.stage_cmd < STAGES else PREFILL)
-        want_w = min(np.int64(weight[BID_WEIGHT, i]), static.cap_max_w)
+        is_held_back = allowed_w < min(target_w, before_w + step_w)
+        command_cap(st, cap_w, fallback_w, (stage != node[STAGE_BEFORE, i]) | (node[RESEND, i] != 0))
+        p = STAGES * static.service + (stage if stage < STAGES else PREFILL)
+        want_w = min(np.int64(weight[i]), cap_max_w)
         if kind == FREE:
-            is_decode, is_bad = st.stage_cmd == DECODE, pool[BAD, p] != 0.0
-            is_ordered = (st.pin_w > 0) & (target_w == st.pin_w)
             reason = reason_of(
-                want_w, cap_w, target_w, node[FLOOR, i], is_held_back, is_small, is_decode, is_bad, is_ordered
-            )
+                want_w, cap_w, target_w, node[FLOOR, i], is_held_back, is_small, stage == DECODE, pool[BAD, p] != 0.0,
+                (pin_w > 0) & (target_w == pin_w),
+            )  # fmt: skip
         else:
             reason = reason_of_other(kind, st.unacked_s > 0.0)
         row.cap_w = cap_w
@@ -112,13 +106,13 @@ def write_plan(fleet, node_static, sn_node, st_node, plan_node, node, weight, po
         row.fallback_w = fallback_w
         row.want_w = want_w
         row.clock_frac = pool[CLOCK_BID, p]
-        row.stage = st.stage_cmd
-        row.is_drained = st.is_drained
-        row.is_cordoned = 1 if st.is_drained != 0 and xid_drains(sn.xid) else 0
+        row.stage = stage
+        row.is_drained = is_drained
+        row.is_cordoned = 1 if is_drained != 0 and xid_drains(sn_node[i].xid) else 0
         row.reason = reason
         row.bound_domain = node[BOUND, i]
-        is_shedding = is_shedding or st.shed_from > 0
-        interventions += 1 if reason != GRANTED else 0
-        distance = (want_w - cap_w) / static.cap_max_w
+        shed_from = max(shed_from, st.shed_from)
+        interventions += reason != GRANTED
+        distance = (want_w - cap_w) / cap_max_w
         correction += distance * distance
-    return interventions, correction, is_shedding
+    return interventions, correction, shed_from > 0

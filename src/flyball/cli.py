@@ -53,6 +53,25 @@ def clean(value: Any) -> Any:
     return value
 
 
+class WholeNumber(click.ParamType):
+    """A whole number, in digits or as 1e7."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(value)
+        except ValueError:
+            pass
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not number.is_integer():
+            self.fail(f"{value!r} is not a whole number; write it like 10000000 or 1e7.", param, ctx)
+        return int(number)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; logs go to stderr.")
 set_option = click.option(
     "--set",

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from .calibrate_commands import register_calibrate
-from .cli import emit, json_option, load_option, set_option
+from .cli import WholeNumber, emit, json_option, load_option, set_option
 from .console import progress_bar
 from .env_commands import register_env
 from .leaderboard_commands import register_leaderboard
@@ -424,7 +424,9 @@ def bench_placement(as_json: bool) -> None:
 
 
 @bench.command("soak")
-@click.option("--node-settlements", type=int, default=10_000_000, show_default=True, help="Settlements times nodes.")
+@click.option(
+    "--node-settlements", type=WholeNumber(), default=10_000_000, show_default=True, help="Settlements times nodes."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @json_option
 def bench_soak(node_settlements: int, seed: int, as_json: bool) -> None:

@@ -117,5 +117,6 @@ def test_both_ways_of_handing_out_agree_with_the_greedy(nodes, left_w):
     rest = hand_out_few(left_w, *arguments, few, np.empty(NEAR_W), np.empty(NEAR_W, np.int64))
     assert few.tolist() == expected
     assert rest == sum(lo) + left_w - sum(expected)
-    assert hand_out_ties(left_w, *arguments, ties) == rest
+    threshold = np.empty(len(ties))
+    assert hand_out_ties(left_w, *arguments, ties, threshold, threshold.view(np.int64)) == rest
     assert ties.tolist() == expected

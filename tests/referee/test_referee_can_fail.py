@@ -121,6 +121,7 @@ MUTANTS = [
     (without_lag, Trouble(), {"raises wait for releases", "possible draw"}),
     (without_reserve, Trouble(reboot=0.05), {"raises wait for releases", "possible draw"}),
     (late_to_cuts, Trouble(cut=0.1), {"possible draw", "raises wait for releases", "fallbacks fit the deepest cut"}),
+    (late_to_cuts, Trouble(loss=0.3, cut=0.1), {"possible draw"}),
     (overspending, Trouble(), {"window"}),
     (drain_happy, Trouble(fault=0.5), {"drains"}),
     (restless, Trouble(), {"dwell", "move rate", "one move at a time"}),
