@@ -83,6 +83,11 @@ class Session:
         """CPU seconds trained, of all processes and over all continuations."""
         return self._spent_cpu_s + spent_cpu_s() - self._started_cpu
 
+    def add_spent(self, steps: int, cpu_s: float) -> None:
+        """Count what was spent before this session on what it goes on with."""
+        self.steps += steps
+        self._spent_cpu_s += cpu_s
+
     def share(self) -> float:
         """Share of the budget that is spent."""
         if self.config.cpu_seconds is not None:
