@@ -1,7 +1,5 @@
 """One policy out of several seeds: the average of where their searches ended, gated as any other run.
 
-    python -m flyball.training.soup out/seeds/* --out out/soup
-
 Evolution strategies start from the same point, the base, and end around the same optimum with noise of their own; the
 average of linear residuals is the linear residual of the average (Wortsman et al., Model soups, ICML 2022, for networks
 that share their start). What is validated, shrunk and gated is the average alone.
@@ -13,12 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 
-from ..console import progress_bar
-from ..fleet.errors import BadInput, FlyballError
+from ..fleet.errors import BadInput
 from ..policies.network import LinearResidual
 from .config import TrainConfig
 from .session import Progress, Session
@@ -100,20 +96,3 @@ def _residual(run: Path, pool_channels: Sequence[int]) -> LinearResidual:
     except (OSError, KeyError, TypeError, RuntimeError) as e:
         raise BadInput(f"{run}: no search of evolution strategies ended there ({type(e).__name__})") from None
     return network
-
-
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the result.")
-def main(runs: tuple[Path, ...], out: Path) -> None:
-    """Average the runs of several seeds into one gated policy."""
-    try:
-        with progress_bar("soup", False) as bar:
-            result = soup(runs, out, bar)
-    except FlyballError as e:
-        raise click.ClickException(str(e)) from None
-    click.echo(f"{result['gain']:+.2%} on validation ({'passes' if result['passed'] else 'fails'}): {result['onnx']}")
-
-
-if __name__ == "__main__":
-    main()

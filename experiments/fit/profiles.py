@@ -72,8 +72,8 @@ def corrections_toml(factors: Mapping[str, Factors]) -> str:
     lines = [
         "# Measured over predicted for models that were measured, written by `python -m flyball.experiments.fit`:",
         "# factors on step time (decode), prompt time (prefill) and draw above idle (power), first for all products",
-        "# (any), then for one. Shrunk towards 1 where rows are few (experiments/fit/corrections.py). *-load: factors on",
-        "# what requests (of a step, of the draw) or a prompt's tokens add, on top.",
+        "# (any), then for one. Shrunk towards 1 where rows are few (experiments/fit/corrections.py). *-load: factors",
+        "# on what requests (of a step, of the draw) or a prompt's tokens add, on top.",
         "",
     ]
     for kind, by_sku in factors.items():

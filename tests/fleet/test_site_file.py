@@ -70,7 +70,7 @@ def test_demo_16_is_the_worked_example():
     assert (len(fleet.nodes), gpus, peak_w) == (16, 128, round(16 * 10_200 / 1.5))
     assert (peak_w - non_gpu_w) / gpus == 500
     assert (0.85 * peak_w - non_gpu_w) / gpus == pytest.approx(372.5)
-    assert sum(n.stage == "prefill" for n in fleet.nodes) == 10
+    assert sum(n.stage == "prefill" for n in fleet.nodes) == 12
     assert fleet.domain_static["unknown_reserve"][0] == 1
 
 

@@ -100,6 +100,8 @@ def test_greedy_gives_decode_more_watts_when_more_is_in_flight():
     core = core_of("greedy", "steady", batch=1)
     policy, snapshot = registry.baseline("greedy", core.scenario, {}), core.plant.snapshot.copy()
     snapshot.domain["limit_w"][:, 0] = 85_000
+    snapshot.service["arrival_rps"] *= 0.4  # a burst that is over, whose requests still decode
+    snapshot.service["active"] *= 0.5
     calm, _ = policy.bid(snapshot, core.observation, policy.start(1))
     lead = lambda bids: float(bids.pool[0, 1, 0] - bids.pool[0, 0, 0])  # noqa: E731
     leads = []
@@ -111,9 +113,9 @@ def test_greedy_gives_decode_more_watts_when_more_is_in_flight():
 
 MOTIVATED = {
     "static": "steady",
-    "greedy": "bursty",
+    "greedy": "multi-service",
     "pi": "bursty",
-    "three-band": "curtailment-sudden",
+    "three-band": "training-ballast",
     "reactive": "mix-shift",
     "three-phase": "multi-service",
 }
