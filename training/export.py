@@ -83,10 +83,19 @@ def model_card(path: Path) -> str:
         f"| {r['scenario']} | {r['base']:,.0f} | {r['policy']:,.0f} | {r['gain']:+.2%} | {r['violation_ws']:g} |"
         for r in run.get("validation", [])
     ]
-    steps = f"--steps {run.get('steps', 0)}"
-    command = f"flyball train {' '.join(run.get('scenarios', []))} --algo {run.get('algo')} {steps} "
     profile, shrinkage = run.get("profile", "power-roles"), run.get("role_shrinkage")
-    command += f"--seed {run.get('seed')} --profile {profile} --warm-start {meta['baseline']}"
+    members = run.get("members", [run])
+    command = "\n".join(
+        f"flyball train {' '.join(run.get('scenarios', []))} --algo {m.get('algo')} --steps {m.get('steps', 0)} "
+        f"--seed {m.get('seed')} --profile {profile} --warm-start {meta['baseline']}"
+        + (f" --out out/seeds/{i}" if "members" in run else "")
+        for i, m in enumerate(members)
+    )
+    learned = f"{run.get('algo')}, seed {run.get('seed')}, {run.get('steps', 0):,} steps"
+    if "members" in run:
+        command += "\npython -m flyball.experiments.soup out/seeds/* --out out/soup"
+        searches = ", ".join(f"{m['algo']} seed {m['seed']} ({m['steps']:,} steps)" for m in members)
+        learned = f"the average of {len(members)} searches: {searches}"
     cpu_s = run.get("cpu_s")
     cost = "not recorded" if cpu_s is None else f"{cpu_s:,.0f} CPU seconds of all processes, its validation included"
     lines = [
@@ -95,7 +104,7 @@ def model_card(path: Path) -> str:
         f"for the fleet, every {float(meta['control_s']):g} s.",
         "| | |",
         "|---|---|",
-        f"| Learned by | {run.get('algo')}, seed {run.get('seed')}, {run.get('steps', 0):,} steps |",
+        f"| Learned by | {learned} |",
         f"| Cost | {cost} |",
         f"| Profile | {profile}" + ("" if shrinkage is None else f", {shrinkage:g} of the learned role moves") + " |",
         f"| On | {', '.join(run.get('scenarios', []))}: generated load, fleets of {run.get('nodes')} nodes |",

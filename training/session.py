@@ -55,6 +55,8 @@ class Session:
         self._spent_s = 0.0
         self._spent_cpu_s = 0.0
         self.run: Run | None = None
+        self.origin: dict[str, Any] = {}
+        """What the policy's card says of its making beside the configuration."""
         config.out.mkdir(parents=True, exist_ok=True)
         self._path = config.out / "checkpoint.pt"
         self._compile()
@@ -225,6 +227,7 @@ class Session:
                 "validation_gain": verdict.gain,
                 "validation": verdict.rows,
                 "passed": verdict.passed,
+                **self.origin,
             },
         )
         onnx = export(network, card, config.out / "policy.onnx")

@@ -23,6 +23,9 @@ from .tracking import track
 UNSHARED = ("seed", "algo")
 """Settings in which the runs of one soup may differ."""
 
+MEMBER = ("algo", "seed", "steps", "cpu_s", "run_id")
+"""What a card says of each run."""
+
 
 def soup(runs: Sequence[Path], out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Average the runs of several seeds, and gate and export the result.
@@ -54,6 +57,7 @@ def soup(runs: Sequence[Path], out: Path, progress: Progress | None = None) -> d
     spent = [json.loads((run / "run.json").read_text()) for run in runs]
     with track(out, f"soup-{len(runs)}", config.mlflow_uri) as session.run:
         session.add_spent(sum(s["steps"] for s in spent), sum(s["cpu_s"] for s in spent))
+        session.origin = {"members": [{k: s["config"].get(k, s.get(k)) for k in MEMBER} for s in spent]}
         session.run.params({**session.parameters(), "soup_of": ", ".join(s["run_id"] for s in spent)})
         return {**session.finish(network), "runs": [str(run) for run in runs]}
 

@@ -16,6 +16,7 @@ from flyball.fleet.schema import FLEET_BIDS, FLEET_FEATURES, POOL_BIDS, POOL_FEA
 from flyball.policies.network import LinearResidual
 from flyball.training import train
 from flyball.training.config import TrainConfig
+from flyball.training.export import model_card
 from flyball.training.soup import average, soup
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -63,6 +64,8 @@ def test_a_soup_is_a_run_of_its_own(runs, tmp_path):
     assert result["steps"] == sum(part["steps"] for part in parts)
     assert result["cpu_s"] > sum(part["cpu_s"] for part in parts)
     assert result["runs"] == [str(run) for run in runs]
+    text = model_card(tmp_path / "policy.onnx")
+    assert "the average of 2 searches: es seed 0" in text and "--seed 1" in text and "experiments.soup" in text
 
 
 def test_runs_that_do_not_mix_are_refused(runs, tmp_path):
