@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 def template(out):
     """Trials of a second."""
     return TrainConfig(
-        ("small",), out, minutes=None, steps=3_000, base="static", pairs=2, windows=1, validation_windows=1
+        ("small",), out, minutes=None, steps=20_000, base="static", pairs=2, windows=1, validation_windows=1
     )
 
 
@@ -39,7 +39,7 @@ def test_a_trial_goes_on_from_its_checkpoint_when_its_process_is_killed(tmp_path
 
     result = sweep(template(tmp_path), ["es"], ["power"], 1, jobs=1, progress=kill_once)
     [trial] = result["trials"]
-    assert killed and trial["error"] is None and trial["restarts"] == 1 and trial["steps"] >= 3_000
+    assert killed and trial["error"] is None and trial["restarts"] == 1 and trial["steps"] >= 20_000
     run = json.loads((checkpoint.parent / "run.json").read_text())
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     first = min(metric.step for metric in client.get_metric_history(run["run_id"], "es.length"))
@@ -99,7 +99,7 @@ def test_no_policy_is_kept_where_none_passed(pretended, tmp_path):
 def test_a_result_of_another_budget_does_not_stand(pretended, tmp_path):
     """A larger budget trains on instead of taking what is there."""
     sweep(template(tmp_path), ["es"], ["power"], 1)
-    longer = replace(template(tmp_path), steps=6_000)
+    longer = replace(template(tmp_path), steps=40_000)
     (scenario,) = [sweeps.load_scenario("small")]
     [trial] = plan(replace(longer, out=tmp_path), ["es"], ["power"], 1)
     assert sweeps._finished(trial, sweeps._told(sweeps.identity_of(trial, [scenario]), trial)) is None
