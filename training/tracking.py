@@ -90,7 +90,8 @@ class Run:
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         graph = onnx.load(str(path))
         with mlflow.start_run(run_id=self.run_id):
-            return log_model(graph, name="model", signature=signature(graph))
+            # one file: weights beside the graph would be left behind by whoever copies it
+            return log_model(graph, name="model", signature=signature(graph), save_as_external_data=False)
 
     def register(self, model: Any, name: str, gain: float, judged: str) -> Registered:
         """Put a policy that passed its gate into the registry, as `champion.register` says.
