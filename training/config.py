@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import registry
+from ..envs.scenario import Scenario
 from ..fleet.errors import BadInput
 
 ALGORITHMS = ("ppo", "es", "distill")
@@ -109,6 +111,10 @@ class TrainConfig:
             out.pop(name)
         return json.loads(json.dumps(out))
 
+    def budget(self) -> dict[str, float | None]:
+        """How long it trains, by unit."""
+        return {"minutes": self.minutes, "steps": self.steps, "cpu_seconds": self.cpu_seconds}
+
     def check(self) -> None:
         """Refuse what cannot be run.
 
@@ -130,3 +136,9 @@ class TrainConfig:
             raise BadInput(f"--cpu-seconds {self.cpu_seconds:g}: use a number above 0")
         if self.steps is not None and self.steps < 1:
             raise BadInput(f"--steps {self.steps}: use at least 1")
+
+
+def identity_of(config: TrainConfig, scenarios: list[Scenario]) -> dict[str, Any]:
+    """Configuration, scenarios and base: a checkpoint continues, and a result stands, only under the same."""
+    base, params = registry.base_of(config.base, scenarios)
+    return {**config.identity(), "hashes": {s.name: s.hash for s in scenarios}, "base": base, "params": params}

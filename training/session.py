@@ -17,7 +17,8 @@ from ..fleet.errors import BadInput
 from ..fleet.schema import schema_hash
 from ..policies.network import Residual
 from ..policies.onnx import Card, export
-from .config import PROFILES, TrainConfig
+from .champion import judged_on, model_name
+from .config import PROFILES, TrainConfig, identity_of
 from .gate import ROLE_SHRINKAGES, Verdict, judge, shrink_roles
 from .tracking import Run, git_revision
 
@@ -118,7 +119,7 @@ class Session:
             raise BadInput(
                 f"{self._path}: not a checkpoint of this version ({type(e).__name__}); use another --out"
             ) from None
-        if identity != self._identity():
+        if identity != identity_of(self.config, self.scenarios):
             raise BadInput(f"{self.config.out}: holds a run of another configuration; use another --out")
         self.best, self.curve, self.steps = saved["best"], saved["curve"], saved["steps"]
         self._spent_s, self._spent_cpu_s = saved["spent_s"], saved["spent_cpu_s"]
@@ -135,7 +136,7 @@ class Session:
         partial = self._path.with_suffix(".partial")
         torch.save(
             {
-                "identity": self._identity(),
+                "identity": identity_of(self.config, self.scenarios),
                 "algorithm": algorithm,
                 "best": self.best,
                 "curve": self.curve,
@@ -146,11 +147,6 @@ class Session:
             partial,
         )
         partial.replace(self._path)
-
-    def _identity(self) -> dict[str, Any]:
-        """Configuration, scenarios and base: a checkpoint continues only under the same."""
-        hashes = {s.name: s.hash for s in self.scenarios}
-        return {**self.config.identity(), "hashes": hashes, "base": self.base, "params": self.params}
 
     # ── judgement ────────────────────────────────────────────────────────────────────────────────────────
     def check(self, values: Any) -> None:
@@ -206,6 +202,7 @@ class Session:
         shrinkage = self._shrink(network, windows)
         verdict = self._judge(network, windows, "gate")
         config, run = self.config, self.run
+        hashes = {s.name: s.hash for s in self.scenarios}
         card = Card(
             self.base,
             self.params,
@@ -219,7 +216,7 @@ class Session:
                 "cpu_s": round(self.cpu_s(), 1),
                 "seed": config.seed,
                 "scenarios": list(config.scenarios),
-                "scenario_hashes": {s.name: s.hash for s in self.scenarios},
+                "scenario_hashes": hashes,
                 "nodes": sorted({len(s.fleet.nodes) for s in self.scenarios}),
                 "steps": self.steps,
                 "git_revision": git_revision(),
@@ -235,7 +232,10 @@ class Session:
         torch.save({**saved, "weights": network.state_dict()}, config.out / "network.pt")
         run.metrics({"gate.gain": verdict.gain, "gate.passed": float(verdict.passed)}, self.steps)
         run.artifact(onnx)
-        run.onnx_model(onnx)
+        model, registered = run.onnx_model(onnx), None
+        if verdict.passed:
+            judged = judged_on(hashes, self.base, self.params, windows)
+            registered = asdict(run.register(model, model_name([s.name for s in self.scenarios]), verdict.gain, judged))
         result = {
             "run_id": run.run_id,
             "out": str(config.out),
@@ -249,10 +249,14 @@ class Session:
             "steps": self.steps,
             "seconds": round(self.elapsed_s(), 1),
             "cpu_s": round(self.cpu_s(), 1),
+            "registered": registered,
             "validation": verdict.rows,
             "curve": self.curve,
         }
-        (config.out / "run.json").write_text(json.dumps({**result, "config": config.identity()}, indent=1))
+        told = {**result, "identity": identity_of(config, self.scenarios), "budget": config.budget()}
+        partial = config.out / "run.partial"
+        partial.write_text(json.dumps({**told, "config": config.identity()}, indent=1))
+        partial.replace(config.out / "run.json")
         run.artifact(config.out / "run.json")
         self.progress("trained", 1.0)
         return result

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..fleet.errors import BadInput
+from .champion import SQLITE, Registered, register, signature
 
 EXPERIMENT = "flyball"
 
@@ -44,8 +45,8 @@ def git_revision() -> str:
 class Run:
     """One tracked run: parameters at once, metrics in batches, artifacts by path."""
 
-    def __init__(self, client, run_id: str):
-        self._client, self.run_id = client, run_id
+    def __init__(self, client, run_id: str, store: str):
+        self._client, self.run_id, self._store = client, run_id, store
         self._pending: list[Any] = []
 
     def params(self, values: dict[str, Any]) -> None:
@@ -77,8 +78,8 @@ class Run:
     def artifact(self, path: Path) -> None:
         self._client.log_artifact(self.run_id, str(path))
 
-    def onnx_model(self, path: Path) -> None:
-        """Log the policy as an MLflow model under `model`."""
+    def onnx_model(self, path: Path) -> Any:
+        """Log the policy with its signature as an MLflow model under `model`; what MLflow says of it."""
         import importlib
         import logging
 
@@ -87,8 +88,60 @@ class Run:
         mlflow = _mlflow()
         log_model = importlib.import_module("mlflow.onnx").log_model
         logging.getLogger("mlflow").setLevel(logging.ERROR)
+        graph = onnx.load(str(path))
         with mlflow.start_run(run_id=self.run_id):
-            log_model(onnx.load(str(path)), name="model")
+            # one file: weights beside the graph would be left behind by whoever copies it
+            return log_model(graph, name="model", signature=signature(graph), save_as_external_data=False)
+
+    def register(self, model: Any, name: str, gain: float, judged: str) -> Registered:
+        """Put a policy that passed its gate into the registry, as `champion.register` says.
+
+        Raises:
+            BadInput: if the store has no registry that can be written.
+        """
+        try:
+            return register(self._client, self._store, self.run_id, model, name, gain, judged)
+        except Exception as e:
+            raise BadInput(f"MLflow store {self._store} cannot register {name}: {_reason(e)}; use another") from None
+
+
+def store_of(out: Path, uri: str | None = None) -> str:
+    """URI of the store: the one given, else the environment's, else SQLite in `out`."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{out.resolve() / 'mlflow.db'}"
+
+
+def prepare(out: Path, store: str) -> None:
+    """Make the store's tables and its experiment before several runs would make them at once.
+
+    Raises:
+        BadInput: if MLflow is missing or the store cannot be reached.
+    """
+    _open(out, store)
+
+
+def _open(out: Path, store: str):
+    """A client of the store and the experiment's id, made in `out` where it is missing."""
+    import logging
+
+    mlflow = _mlflow()
+    for quiet in ("alembic", "mlflow"):
+        logging.getLogger(quiet).setLevel(logging.ERROR)
+    # a server that is not there must be said at once, not after minutes of retries
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    try:
+        client = mlflow.MlflowClient(store)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        location = (out.resolve() / "mlflow-artifacts").as_uri() if store.startswith("sqlite") else None
+        return client, found.experiment_id if found else client.create_experiment(EXPERIMENT, location)
+    except Exception as e:
+        raise BadInput(f"MLflow store {store} cannot be used: {_reason(e)}; start it or leave out --mlflow") from None
+
+
+def _reason(error: Exception) -> str:
+    """First line of an error, its class where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
 
 
 @contextmanager
@@ -101,28 +154,15 @@ def track(out: Path, name: str, uri: str | None = None):
     Raises:
         BadInput: if MLflow is missing or the store cannot be reached.
     """
-    import logging
-
-    mlflow = _mlflow()
-    for quiet in ("alembic", "mlflow"):
-        logging.getLogger(quiet).setLevel(logging.ERROR)
-    out = out.resolve()
-    store = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out / 'mlflow.db'}"
-    # a server that is not there must be said at once, not after minutes of retries
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    store = store_of(out, uri)
+    client, experiment = _open(out, store)
     before = os.environ.get("MLFLOW_TRACKING_URI")
     try:
-        mlflow.set_tracking_uri(store)
-        client = mlflow.MlflowClient(store)
-        found = client.get_experiment_by_name(EXPERIMENT)
-        location = (out / "mlflow-artifacts").as_uri() if store.startswith("sqlite") else None
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, location)
+        _mlflow().set_tracking_uri(store)
         run_id = client.create_run(experiment, run_name=name).info.run_id
     except Exception as e:
-        reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
-        raise BadInput(f"MLflow store {store} cannot be used: {reason}; start it or leave out --mlflow") from None
-    run = Run(client, run_id)
+        raise BadInput(f"MLflow store {store} cannot be used: {_reason(e)}; start it or leave out --mlflow") from None
+    run = Run(client, run_id, store)
     try:
         yield run
     except BaseException:

@@ -15,7 +15,8 @@ def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, An
 
     Returns:
         {"run_id", "out", "onnx", "algo", "profile", "role_shrinkage", "passed", "gain", "base", "steps", "seconds",
-        "cpu_s", "validation", "curve"}.
+        "cpu_s", "registered", "validation", "curve"}; registered is what the model registry holds of a policy that
+        passed, {"name", "version", "is_champion", "reason"}, else None.
 
     Raises:
         BadInput: a budget that is not positive, an unknown scenario, baseline or algorithm, a run folder of another

@@ -12,11 +12,12 @@ from .env_commands import register_env
 from .leaderboard_commands import register_leaderboard
 from .live_commands import register_live
 from .plant_commands import register_plant
+from .sweep_commands import sweep
 
 
 def register(main: click.Group) -> None:
     """Attach every verb to the group, in the order in which help lists them."""
-    for command in (demo, scenarios, simulate, evaluate, tune, train, export, bench):
+    for command in (demo, scenarios, simulate, evaluate, tune, train, sweep, export, bench):
         main.add_command(command)
     register_env(main)
     register_live(main)
@@ -348,6 +349,9 @@ def train(scenario, algo, profile, minutes, cpu_seconds, steps, seed, out, base,
     verdict = "beats its baseline: exported" if result["passed"] else "does not beat its baseline: the baseline stays"
     click.echo(f"validation: {result['gain']:+.2%} goodput over {result['base']} ({verdict})")
     click.echo(f"policy: {result['onnx']}")
+    if registered := result["registered"]:
+        alias = "is now champion" if registered["is_champion"] else "does not become champion"
+        click.echo(f"registry: {registered['name']} version {registered['version']} {alias} ({registered['reason']})")
 
 
 @click.command()

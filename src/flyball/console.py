@@ -146,6 +146,42 @@ def show_leaderboard(result: dict[str, Any]) -> None:
     print(f"Bound: {result['reference']}.")
 
 
+def show_sweep(result: dict[str, Any]) -> None:
+    """Trials, the spread over seeds, and the best."""
+    rows = [
+        {
+            "trial": row["trial"],
+            "gain": _signed(row["gain"]),
+            "passed gate": row["error"] or ("yes" if row["passed"] else "no"),
+            "CPU s": row["cpu_s"],
+            "restarts": row["restarts"],
+        }
+        for row in result["trials"]
+    ]
+    table(f"Goodput over {result['base']} on the gate's validation windows", list(rows[0]), rows)
+    spread = [
+        {
+            "configuration": row["configuration"],
+            "passed": f"{row['passed']} of {row['seeds']}",
+            "mean gain": _signed(row["mean_gain"]),
+            "from": _signed(row["least_gain"]),
+            "to": _signed(row["largest_gain"]),
+        }
+        for row in result["configurations"]
+    ]
+    table("Over seeds", list(spread[0]), spread)
+    if result["best"] is None:
+        print("No trial passed its gate: the baseline stays.")
+        return
+    print(f"Best: {result['best']}, {result['onnx']}")
+    print("Chosen on these windows, its gain is biased upwards; judge it on others:")
+    print(f"  flyball evaluate --suite standard --policy {result['onnx']}")
+
+
+def _signed(value: float | None) -> str | None:
+    return None if value is None else f"{value:+.2%}"
+
+
 def show_bench(result: dict[str, Any]) -> None:
     """Figures of a benchmark."""
     table(

@@ -60,6 +60,25 @@ def test_a_run_is_tracked(run):
     assert "policy.onnx" in {a.path for a in client.list_artifacts(result["run_id"])}
 
 
+def test_a_restored_run_reproduces_its_scores(run, tmp_path, monkeypatch):
+    """The model that MLflow holds scores on the gate's windows what the run says it scored."""
+    from flyball import registry
+    from flyball.envs.episodes import run_episodes
+    from flyball.envs.scenario import load_scenario
+    from flyball.training.export import export_run
+    from flyball.training.gate import FIRST_SEED
+
+    config, result = run
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{config.out / 'mlflow.db'}")
+    restored = export_run(f"runs:/{result['run_id']}/model", tmp_path / "restored.onnx")["onnx"]
+    seeds = range(FIRST_SEED["gate"], FIRST_SEED["gate"] + config.validation_windows)
+    for row in result["validation"]:
+        scenario = load_scenario(row["scenario"])
+        played = run_episodes(scenario, registry.policy(restored, scenario), seeds, None, "validation")
+        assert played.values("goodput_tok_s_per_mw").mean() == pytest.approx(row["policy"], rel=1e-6)
+        assert played.values("budget_violation_ws").max() == row["violation_ws"]
+
+
 def test_cpu_seconds_of_child_processes_are_spent_too():
     """What a child burns until it is waited for counts towards the run's cost."""
     from flyball.training.session import spent_cpu_s
