@@ -19,7 +19,7 @@ from ..referee.sites import random_site
 from ..referee.world import Settle, World
 from .soak import EVERYTHING
 
-EVENTS = 200_000
+EVENTS = 300_000
 """About half a minute's worth."""
 
 TICKS = 40

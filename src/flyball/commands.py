@@ -11,6 +11,7 @@ from .console import progress_bar
 from .env_commands import register_env
 from .leaderboard_commands import register_leaderboard
 from .live_commands import register_live
+from .plan_commands import register_plan
 from .plant_commands import register_plant
 
 
@@ -18,6 +19,7 @@ def register(main: click.Group) -> None:
     """Attach every verb to the group, in the order in which help lists them."""
     for command in (demo, scenarios, simulate, evaluate, tune, train, export, bench):
         main.add_command(command)
+    register_plan(main)
     register_env(main)
     register_live(main)
     register_leaderboard(main)
@@ -436,7 +438,7 @@ def bench_soak(node_settlements: int, seed: int, as_json: bool) -> None:
 
 
 @bench.command("chaos")
-@click.option("--events", type=WholeNumber(), default=200_000, show_default=True, help="Troubles, of all kinds.")
+@click.option("--events", type=WholeNumber(), default=300_000, show_default=True, help="Troubles, of all kinds.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything.")
 @json_option
 def bench_chaos(events: int, seed: int, as_json: bool) -> None:
