@@ -3,7 +3,8 @@
 Candidates are the site with more or fewer of its own nodes on the same power tree (`plan_fleets`), each split between
 prefill and decode as serves it best. For each, bisection
 finds the largest load at which the share of requests that meet both latency targets still reaches a given one. Loads
-are generated, or a file's arrivals superposed, always from the same seeds. All of it is measured in the plant.
+are generated, or a file's arrivals superposed, always from the same seeds. All of it is measured in the plant. The best
+of several policies is chosen on the windows that it is then judged by: with few windows that flatters it a little.
 """
 
 from collections.abc import Callable, Sequence

@@ -45,7 +45,11 @@ def typical_w(node: Node) -> float:
 
 @dataclass(frozen=True)
 class Provisioning:
-    """A rule by which nodes are bought for a feed: each at so many watts, and no more than fit every limit."""
+    """A rule by which nodes are bought for a feed: each at so many watts, and no more than fit every limit.
+
+    Kinds of nodes stay in the site's proportions, so that the first full rack ends the buying: on trees of unlike racks
+    this buys less than filling each rack by itself would.
+    """
 
     name: str
     meaning: str
