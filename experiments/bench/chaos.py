@@ -65,10 +65,11 @@ def figures(
 
     Returns:
         `events` (troubles of every kind in `KINDS`, which are figures too), `limit_breaches` (moments with watts above
-        a limit in force, at once or over a window), `first_breach` (what, and which site's seed plays it again; None
-        without one), `other_violations` (of promises that are not about watts, most of which assume a network that
-        delivers), `excused` (moments above a limit while a lost or late command of a cut is awaited, or more nodes are
-        unknown than the reserve stands for), `judged_events`, `sites`, `node_settlements`, `events_per_cpu_s`.
+        a limit in force, at once or over a window), `first_breach` (what, and the site and seed of it; None
+        without one), `other_violations` (of promises other than about watts drawn, some of which assume a network that
+        delivers) and `first_other_violation`, `excused` (moments above a limit while a lost or late command of a cut is
+        awaited, or more nodes are unknown than the reserve stands for), `judged_events`, `sites`, `node_settlements`,
+        `events_per_cpu_s`.
 
     Raises:
         BadInput: if nothing is to happen.
@@ -77,7 +78,7 @@ def figures(
         raise BadInput("--events must be at least 1")
     kinds: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     totals = dict.fromkeys(("judged_events", "sites", "node_settlements", "excused", "other_violations"), 0)
-    breaches, first = 0, None
+    breaches, first, first_other = 0, None, None
     started = time.process_time()
     while kinds.total() < events:
         site = totals["sites"]
@@ -90,18 +91,23 @@ def figures(
         adversary.play(TICKS)
         found = world.referee.violations
         over = [v for v in found if v.invariant in LIMIT_BREACHES]
+        other = [v for v in found if v.invariant not in LIMIT_BREACHES]
+        where = f"site {site} of seed {seed}"
         if over and first is None:
-            first = f"{over[0]} (site {site} of seed {seed})"
+            first = f"{over[0]} ({where})"
+        if other and first_other is None:
+            first_other = f"{other[0]} ({where})"
         breaches += len(over)
         kinds.update(adversary.counts())
         totals["sites"] += 1
         totals["judged_events"] += world.referee.events
         totals["node_settlements"] += adversary.events["settlements"]
         totals["excused"] += world.referee.excused
-        totals["other_violations"] += len(found) - len(over)
+        totals["other_violations"] += len(other)
         progress(f"{breaches} limit breaches", min(1.0, kinds.total() / events))
     return {
-        "events": kinds.total(), "limit_breaches": breaches, "first_breach": first, **kinds, **totals,
+        "events": kinds.total(), "limit_breaches": breaches, "first_breach": first,
+        "first_other_violation": first_other, **kinds, **totals,
         "events_per_cpu_s": kinds.total() / max(time.process_time() - started, 1e-9),
     }  # fmt: skip
 
