@@ -11,7 +11,7 @@ from typing import Any
 from ...fleet.errors import BadInput
 from ..machine import machine
 
-BENCHES = ("env", "arbiter", "http", "train", "placement", "soak")
+BENCHES = ("env", "arbiter", "http", "train", "placement", "soak", "chaos")
 """Modules of this package, each with `figures(progress, **settings)`."""
 
 

@@ -11,6 +11,7 @@ from .console import progress_bar
 from .env_commands import register_env
 from .leaderboard_commands import register_leaderboard
 from .live_commands import register_live
+from .plan_commands import register_plan
 from .plant_commands import register_plant
 from .sweep_commands import sweep
 
@@ -19,6 +20,7 @@ def register(main: click.Group) -> None:
     """Attach every verb to the group, in the order in which help lists them."""
     for command in (demo, scenarios, simulate, evaluate, tune, train, sweep, export, bench):
         main.add_command(command)
+    register_plan(main)
     register_env(main)
     register_live(main)
     register_leaderboard(main)
@@ -386,17 +388,18 @@ def bench() -> None:
     """Measure speed and memory on this machine."""
 
 
-def _bench(name: str, as_json: bool, **kwargs: Any) -> None:
+def _bench(name: str, as_json: bool, **kwargs: Any) -> dict[str, Any]:
     from .experiments.bench import run_bench
 
     with progress_bar(f"bench {name}", as_json) as bar:
         result = run_bench(name, bar, **kwargs)
     if as_json:
         emit(result)
-        return
+        return result["figures"]
     from .console import show_bench
 
     show_bench(result)
+    return result["figures"]
 
 
 @bench.command("env")
@@ -436,6 +439,22 @@ def bench_placement(as_json: bool) -> None:
 def bench_soak(node_settlements: int, seed: int, as_json: bool) -> None:
     """Random fleets under hostile bids and networks; counts broken promises."""
     _bench("soak", as_json, node_settlements=node_settlements, seed=seed)
+
+
+@bench.command("chaos")
+@click.option("--events", type=WholeNumber(), default=300_000, show_default=True, help="Troubles, of all kinds.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything.")
+@json_option
+def bench_chaos(events: int, seed: int, as_json: bool) -> None:
+    """Lost, doubled and reordered messages, dead leases, restarts, cuts; counts broken limits, and exits 1 on any.
+
+    \b
+    The default takes about 30 CPU seconds.
+    Example:
+      flyball bench chaos --events 1e5 --json
+    """
+    if _bench("chaos", as_json, events=events, seed=seed)["limit_breaches"]:
+        raise SystemExit(1)
 
 
 @bench.command("train")
