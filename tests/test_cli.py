@@ -25,7 +25,8 @@ def test_the_module_runs_as_a_program():
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "scenarios", "simulate", "evaluate", "tune", "train", "export", "bench", "leaderboard"]
+    "verb",
+    ["demo", "scenarios", "simulate", "evaluate", "tune", "train", "sweep", "export", "plan", "bench", "leaderboard"],
 )
 def test_every_verb_explains_itself(verb):
     """Each verb has help with its options."""
