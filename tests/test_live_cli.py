@@ -158,7 +158,12 @@ def test_emulate_runs_until_ctrl_c_and_leaves_nothing_behind(tmp_path):
     """The dashboard's URL on stderr, KPIs on stdout, and no process of it afterwards."""
     arguments = ["emulate", str(SITE), "--seconds", "60", "--port", "0", "--out", str(tmp_path), "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "flyball", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "flyball", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs, and so tests run from one, inherit that interrupts are ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         said = ""

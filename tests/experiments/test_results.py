@@ -13,7 +13,7 @@ from flyball.cli import main
 from flyball.experiments.results.page import page, write_page
 
 COMMAND = (
-    "evaluate", "--scenario", "bursty", "steady", "--policy", "champion", "--policy", "static", "--seeds", "8",
+    "evaluate", "--scenario", "bursty", "diurnal", "--policy", "champion", "--policy", "static", "--seeds", "8",
     "--set", "seconds=90", "--set", "warmup_s=30", "--ablate", "--jobs", "1",
 )  # fmt: skip
 
@@ -34,7 +34,7 @@ def test_page_has_a_table_per_scenario_and_the_command_above(made):
     """Every row's goodput stands in the table of its scenario, below the command that made it."""
     path, result = made
     text = path.read_text()
-    assert text.index(result["command"]) < text.index("### bursty") < text.index("### steady")
+    assert text.index(result["command"]) < text.index("### bursty") < text.index("### diurnal")
     for row in result["rows"]:
         if not row["ablation"]:
             assert f"{row['kpis']['goodput_tok_s_per_mw']['mean']:,.0f}" in text
@@ -71,9 +71,9 @@ def test_page_says_where_the_policy_does_not_win(made):
 
 
 def test_page_marks_families_that_training_never_saw(made):
-    """The champion was not trained on `steady`: the matrix marks that cell, and no other."""
+    """The champion was not trained on `diurnal`: the matrix marks that cell, and no other."""
     path, result = made
-    assert "steady" not in next(r for r in result["rows"] if r["policy"] == "champion")["trained_on"]
+    assert "diurnal" not in next(r for r in result["rows"] if r["policy"] == "champion")["trained_on"]
     text = path.read_text()
     matrix = text[text.index("## Across families") : text.index("## Without one bid channel")]
     line = next(x for x in matrix.splitlines() if x.startswith("| champion |"))
