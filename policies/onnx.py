@@ -110,6 +110,7 @@ def export(network: "Residual", card: Card, path: Path) -> Path:
             verbose=False,
         )
     model = program.model_proto
+    forget_origin(model)
     onnx.helper.set_model_props(model, card.metadata())
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,14 @@ def export(network: "Residual", card: Card, path: Path) -> Path:
     onnx.save(model, partial)
     partial.replace(path)
     return path
+
+
+def forget_origin(model: Any) -> None:
+    """Drop what the exporter notes of each node: stack traces with the paths of the machine that exported."""
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    del model.graph.metadata_props[:]
 
 
 class OnnxPolicy:

@@ -1,5 +1,7 @@
 """Exported policies: parity, masks, equivariance, and refusal of what was made for something else."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -148,6 +150,13 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, content):
     with pytest.raises(BadInput) as refused:
         load(path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_names_no_place_of_the_machine_that_wrote_it(exported):
+    """The exporter notes a stack trace with source paths at every node; the file carries none, nor does the champion."""
+    for file in (exported[0], registry.champion_path()):
+        content = file.read_bytes()
+        assert b"stack_trace" not in content and str(Path(__file__).parents[2]).encode() not in content
 
 
 def test_export_leaves_no_half_written_file(tmp_path, monkeypatch):
