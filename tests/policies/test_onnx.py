@@ -153,7 +153,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, content):
 
 
 def test_a_file_names_no_place_of_the_machine_that_wrote_it(exported):
-    """The exporter notes a stack trace with source paths at every node; the file carries none, nor does the champion."""
+    """The exporter notes stack traces with source paths; neither a file nor the champion carries them."""
     for file in (exported[0], registry.champion_path()):
         content = file.read_bytes()
         assert b"stack_trace" not in content and str(Path(__file__).parents[2]).encode() not in content
