@@ -41,8 +41,8 @@ STORY = "story.json"
 
 
 TRAINING = {"minutes": 3.0, "algo": "es", "profile": "power-roles"}
-"""Since watts bind, five seeds of 200 CPU s on the standard suite passed their gates by 0.7 to 1.5 % with role moves,
-one without them by 0.7 % (`flyball train --profile`)."""
+"""Where watts bind, role moves are worth what they add in variance: compare with `flyball sweep bursty
+curtailment --profile power --profile power-roles --cpu-seconds 200`."""
 
 
 @dataclass(frozen=True)
